@@ -1,0 +1,746 @@
+"""Rows of devices: order, lanes, silence, cold starts, spans and the mark, vectorised over devices.
+
+The invariant (laws/test_rows.py): what comes out depends on the log alone. Cutting it into other batches, mixing
+devices otherwise, or starting again at the mark changes no row's lane, run, span or window.
+
+A *slot* is one lane of one device. Its rows stand one behind the other in a slab, so that a window is a slice and a
+gather of many windows is one memcpy each. A slot keeps the last `keep` rows and has room for `room` new ones; when it
+is full its kept rows move to the front.
+
+Times are int64 milliseconds in [0, 2**42), offsets int64.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.core.contract import Contract
+from pipeline.core.ids import device_phase
+
+Int = NDArray[np.int64]
+Bool = NDArray[np.bool_]
+Float = NDArray[np.float32]
+
+TIME_LIMIT_MS = 1 << 42  # year 2109: a time and an epoch fit one int64 key
+
+
+@dataclass(slots=True)
+class Columns:
+    """Rows of one batch, in log order within each partition.
+
+    device      : (n,) main slot of each row's device, from `Rows.slots`.
+    ts_ms       : (n,) the row's own time, in [0, TIME_LIMIT_MS).
+    offset      : (n,) what the row is called by in ids: its first record's offset.
+    pin         : (n,) from which offset a replay makes the row again; equals `offset` but for late joined rows.
+    pin_time    : (n,) stream time as of that record.
+    trigger     : (n,) offset of the record that completed the row; equals `offset` for wide readings.
+    stream_time : (n,) stream time as of the trigger: largest record timestamp of the partition so far.
+    values      : (n, C) float32, NaN where missing.
+    """
+
+    device: Int
+    ts_ms: Int
+    offset: Int
+    pin: Int
+    pin_time: Int
+    trigger: Int
+    stream_time: Int
+    values: Float
+
+    def take(self, index: Int | slice) -> "Columns":
+        return Columns(
+            self.device[index], self.ts_ms[index], self.offset[index], self.pin[index], self.pin_time[index],
+            self.trigger[index], self.stream_time[index], self.values[index],
+        )
+
+
+@dataclass(slots=True)
+class Clock:
+    """All records of one partition in a batch, rejected ones too: what silence is measured by. Both (r,), r >= 1."""
+
+    partition: int
+    offset: Int
+    stream_time: Int
+
+
+@dataclass(slots=True)
+class Closed:
+    """Blocks that are complete. All (k,), grouped by slot, in order within a slot.
+
+    slot, trigger : which lane, and the record that ended the block.
+    start, stop   : its rows in the slab, `rows.values[start:stop]`; good until the next push.
+    silent        : ended by silence, not by a row.
+    """
+
+    slot: Int
+    trigger: Int
+    start: Int
+    stop: Int
+    silent: Bool
+
+
+@dataclass(slots=True)
+class Pushed:
+    """New rows, grouped by slot, in log order within a slot. All (n,) unless said.
+
+    position : index into the slab.
+    run      : rows since the last cold start, this one included.
+    due      : its window is whole and the hop asks for a score.
+    emit     : its trigger is at or beyond what was delivered before: it may cause outputs.
+    silenced : trigger of a silence of its device between the row before and this one, else -1.
+    closed   : blocks that these rows, or silence, completed; those delivered before are left out.
+    ended    : (slot, trigger) of lanes that fell silent and have no row since; delivered ones left out.
+    duplicates : rows dropped because the device had sent them before, with equal values.
+    """
+
+    slot: Int
+    ts_ms: Int
+    offset: Int
+    trigger: Int
+    position: Int
+    run: Int
+    due: Bool
+    emit: Bool
+    silenced: Int
+    closed: Closed
+    ended: list[tuple[int, int]]
+    late: bool
+    duplicates: int
+
+
+def group_starts(key: Int) -> Bool:
+    """True where a new group begins in grouped `key`."""
+    first = np.empty(len(key), bool)
+    first[:1] = True
+    np.not_equal(key[1:], key[:-1], out=first[1:])
+    return first
+
+
+def since_boundary(boundary: Bool, first: Bool, carry: Int) -> Int:
+    """Rows since the last boundary (0 at one), group by group.
+
+    boundary, first : (n,), `first` marks where a group begins.
+    carry : (groups,) what a group's first row gets where it is no boundary: the rows that came before this batch.
+    """
+    index = np.arange(len(boundary))
+    starts = np.flatnonzero(first)
+    origin = index.copy()
+    origin[starts] = np.where(boundary[starts], starts, starts - carry)
+    last = np.maximum.accumulate(np.where(boundary | first, index, 0))
+    return index - origin[last]
+
+
+class Rows:
+    """State of all devices of one stream, over all partitions that this worker holds.
+
+    scaled_width, residual_width : floats a row that the scorer keeps beside it.
+    capacity : slots to begin with.  room : new rows a slot takes between two moves of its kept rows.
+    """
+
+    partition: Int
+    main: Int
+    late_slot: Int
+    phase: Int
+    end: Int
+    newest: Int
+    run: Int
+    span: Int
+    span_rows: Int
+    span_pin: Int
+    span_pin_time: Int
+    last_life: Int
+    device_epoch: Int
+    epoch: Int
+    live: Bool
+    latent_age: Int
+    values: Float
+    ts_ms: Int
+    offset: Int
+    pin: Int
+    pin_time: Int
+    scaled: Float
+    residual: Float
+
+    def __init__(
+        self, contract: Contract, scaled_width: int = 0, residual_width: int = 0, capacity: int = 64, room: int = 256
+    ) -> None:
+        self.contract = contract
+        self.keep = max(contract.memory, contract.max_rows + contract.window)
+        self.room = room
+        self.stride = self.keep + room
+        self.capacity = 0
+        self._slot_fields: dict[str, tuple[type, int]] = {
+            "partition": (np.int64, -1),     # -1: free
+            "main": (np.int64, -1),          # the device's main slot; itself unless this is a late lane
+            "late_slot": (np.int64, -1),     # of a main slot: the device's late lane, if it ever had one
+            "phase": (np.int64, 0),
+            "end": (np.int64, self.keep),    # where the next row goes, within the slot's stretch of the slab
+            "newest": (np.int64, -1),
+            "run": (np.int64, 0),
+            "span": (np.int64, -1),
+            "span_rows": (np.int64, 0),      # rows of the open span so far; 0: none is open
+            "span_pin": (np.int64, 0),
+            "span_pin_time": (np.int64, 0),
+            "last_life": (np.int64, -1),     # of a main slot: stream time at the device's last record
+            "device_epoch": (np.int64, 0),   # of a main slot: how often the device fell silent
+            "epoch": (np.int64, 0),          # the device's epoch when this lane got its last row
+            "live": (np.bool_, False),
+            "latent_age": (np.int64, -1),    # rows since the last one that the model saw whole; -1: none
+        }
+        self._row_fields: dict[str, tuple[type, tuple[int, ...]]] = {
+            "values": (np.float32, (len(contract.channels),)),
+            "ts_ms": (np.int64, ()),
+            "offset": (np.int64, ()),
+            "pin": (np.int64, ()),           # from which offset a replay rebuilds this row ...
+            "pin_time": (np.int64, ()),      # ... and the stream time as of there
+            "scaled": (np.float32, (scaled_width,)),
+            "residual": (np.float32, (residual_width,)),
+        }
+        for name, (dtype, _) in self._slot_fields.items():
+            setattr(self, name, np.empty(0, dtype))
+        for name, (dtype, shape) in self._row_fields.items():
+            setattr(self, name, np.empty((0, *shape), dtype))
+        self.names: list[str] = []
+        self.stream_time: dict[int, int] = {}
+        self.emit_from: dict[int, int] = {}
+        self._index: dict[int, dict[str, int]] = {}
+        self._free: list[int] = []
+        self._silent: list[int] = []
+        self._oldest_life: dict[int, int] = {}  # no live device's last record is older: most sweeps end here
+        self._grow(capacity)
+
+    # ---------------------------------------------------------------- partitions and slots
+
+    def assign(self, partition: int, emit_from: int, stream_time: int) -> None:
+        """Begin a partition with nothing known; its records from the mark on are pushed next.
+
+        emit_from : outputs only for triggers at or beyond it.  stream_time : as of the mark, -1 at a log's start.
+        """
+        self.revoke(partition)
+        self._index[partition] = {}
+        self.stream_time[partition] = stream_time
+        self.emit_from[partition] = emit_from
+
+    def revoke(self, partition: int) -> list[int]:
+        """Forget a partition; returns the slots that it had."""
+        slots: list[int] = np.flatnonzero(self.partition == partition).tolist()
+        for slot in slots:
+            self._release(slot)
+        gone = set(slots)   # else `settle` would free these numbers again, from whoever has them by then
+        self._silent = [main for main in self._silent if main not in gone]
+        for state in (self._index, self.stream_time, self.emit_from, self._oldest_life):
+            state.pop(partition, None)
+        return slots
+
+    def slots(self, partition: int, devices: Sequence[str]) -> Int:
+        """Main slot of each device, made where it is new. (n,) int64."""
+        index = self._index[partition]
+        found = list(map(index.get, devices))
+        if None in found:
+            for i, known in enumerate(found):
+                if known is None:
+                    slot = index.get(devices[i])
+                    if slot is None:
+                        slot = index[devices[i]] = self._claim(partition, devices[i])
+                    found[i] = slot
+        return np.array(found, np.int64)
+
+    def slot_of(self, partition: int, device: str, late: bool) -> int:
+        """The slot of one lane, made where it is new."""
+        main = int(self.slots(partition, [device])[0])
+        return self._late_lane(main) if late else main
+
+    def is_late(self, slot: int) -> bool:
+        return bool(self.main[slot] != slot)
+
+    def settle(self) -> list[int]:
+        """Give the slots of devices that fell silent free. Called between batches; returns the freed slots."""
+        freed = []
+        for main in self._silent:
+            if not self.live[main] and self.partition[main] >= 0:
+                self._index[int(self.partition[main])].pop(self.names[main], None)
+                late = int(self.late_slot[main])
+                for slot in (main, late) if late >= 0 else (main,):
+                    self._release(slot)
+                    freed.append(slot)
+        self._silent.clear()
+        return freed
+
+    def _claim(self, partition: int, device: str) -> int:
+        if not self._free and len(self.names) == self.capacity:
+            self._grow(2 * self.capacity)
+        if self._free:
+            slot = self._free.pop()
+            self.names[slot] = device
+        else:
+            slot = len(self.names)
+            self.names.append(device)
+        for name, (_, fill) in self._slot_fields.items():
+            getattr(self, name)[slot] = fill
+        self.partition[slot] = partition
+        self.main[slot] = slot
+        self.phase[slot] = device_phase(device, self.contract.span_ms)
+        return slot
+
+    def _late_lane(self, main: int) -> int:
+        slot = int(self.late_slot[main])
+        if slot < 0:
+            slot = self._claim(int(self.partition[main]), self.names[main])
+            self.main[slot] = main
+            self.late_slot[main] = slot
+        return slot
+
+    def _release(self, slot: int) -> None:
+        self.live[slot] = False
+        self.partition[slot] = -1
+        self._free.append(slot)
+
+    def _grow(self, capacity: int) -> None:
+        for name, (dtype, fill) in self._slot_fields.items():
+            grown: NDArray[Any] = np.full(capacity, fill, dtype)
+            grown[: self.capacity] = getattr(self, name)
+            setattr(self, name, grown)
+        for name, (dtype, shape) in self._row_fields.items():
+            # zeros, not empty: pages that no row has touched cost no memory
+            taller: NDArray[Any] = np.zeros((capacity * self.stride, *shape), dtype)
+            taller[: self.capacity * self.stride] = getattr(self, name)
+            setattr(self, name, taller)
+        self.capacity = capacity
+
+    # ---------------------------------------------------------------- push
+
+    def parts(self, rows: Columns, clocks: Sequence[Clock]) -> list[tuple[Columns, Sequence[Clock]]]:
+        """Cut a batch where one device has more rows than a slot has room for. Push and score one after the other."""
+        n = len(rows.device)
+        if n == 0 or int(np.bincount(rows.device).max()) <= self.room:
+            return [(rows, clocks)]
+        half = n // 2
+        partition = self.partition[rows.device]
+        before: list[Clock] = []
+        after: list[Clock] = []
+        for clock in clocks:
+            later = np.flatnonzero(partition[half:] == clock.partition)
+            earlier = np.flatnonzero(partition[:half] == clock.partition)
+            if len(later) == 0:
+                cut = len(clock.offset)
+            elif len(earlier) == 0:
+                cut = 0
+            else:
+                cut = int(np.searchsorted(clock.offset, rows.trigger[half + later[0]]))
+            if cut:
+                before.append(Clock(clock.partition, clock.offset[:cut], clock.stream_time[:cut]))
+            if cut < len(clock.offset):
+                after.append(Clock(clock.partition, clock.offset[cut:], clock.stream_time[cut:]))
+        return self.parts(rows.take(slice(0, half)), before) + self.parts(rows.take(slice(half, n)), after)
+
+    def push(self, rows: Columns, clocks: Sequence[Clock]) -> list[Pushed]:
+        """Take the rows of one part in (see `parts`): one `Pushed` for the main lanes, one for late lanes if any.
+
+        rows may be empty: time passes all the same.
+        """
+        for clock in clocks:
+            self.stream_time[clock.partition] = int(clock.stream_time[-1])
+        pushed = []
+        silences: dict[tuple[int, int], int] = {}
+        if len(rows.device):
+            rows = rows.take(np.argsort(rows.device, kind="stable"))
+            first = group_starts(rows.device)
+            starts = np.flatnonzero(first)
+            forgotten, epoch = self._silence(rows, first, starts, clocks, silences)
+            is_main = self._lanes(rows, first, starts, forgotten)
+            if is_main.all():
+                pushed.append(self._append(rows, rows.device, epoch, rows.pin, rows.pin_time, silences, 0))
+            else:
+                pushed += self._split_lanes(rows, epoch, is_main, silences)
+        closed, ended = self._sweep(clocks, silences)
+        if not pushed:
+            pushed.append(self._nothing())
+        pushed[-1].closed = _join(pushed[-1].closed, closed)
+        pushed[-1].ended = ended
+        return pushed
+
+    def _silence(
+        self, rows: Columns, first: Bool, starts: Int, clocks: Sequence[Clock], silences: dict[tuple[int, int], int]
+    ) -> tuple[Bool, Int]:
+        """Which rows find their device forgotten, and the device's epoch at each row.
+
+        Silence is stream time now minus stream time at the device's last record: two readings of one clock. Any
+        record of a device, a late one too, is a sign of life. Fills `silences`: (device, epoch) -> trigger.
+        """
+        devices, life = rows.device[starts], rows.stream_time
+        previous = np.empty(len(life), np.int64)
+        previous[1:] = life[:-1]
+        previous[starts] = self.last_life[devices]
+        known = np.ones(len(life), bool)
+        known[starts] = self.live[devices]
+        silent = known & (life - previous > self.contract.silence_ms)
+        epoch = self.device_epoch[rows.device]
+        if silent.any():
+            passed = np.cumsum(silent)
+            epoch += passed - np.repeat(passed[starts] - silent[starts], np.diff(np.append(starts, len(life))))
+            for i in np.flatnonzero(silent).tolist():
+                device = int(rows.device[i])
+                silences[device, int(epoch[i]) - 1] = self._silence_trigger(clocks, device, int(previous[i]))
+        lasts = np.append(starts[1:], len(life)) - 1
+        self.last_life[devices] = life[lasts]
+        self.device_epoch[devices] = epoch[lasts]
+        return silent | ~known, epoch
+
+    def _silence_trigger(self, clocks: Sequence[Clock], device: int, life: int) -> int:
+        """Offset of the record whose timestamp made the device silent."""
+        partition = int(self.partition[device])
+        clock = next(clock for clock in clocks if clock.partition == partition)
+        at = int(np.searchsorted(clock.stream_time, life + self.contract.silence_ms, "right"))
+        return int(clock.offset[at])
+
+    def _lanes(self, rows: Columns, first: Bool, starts: Int, forgotten: Bool) -> Bool:
+        """True for rows of the main lane: newer than every row of the device since it was last forgotten."""
+        ts = rows.ts_ms
+        newest = np.where(forgotten[starts], -1, self.newest[rows.device[starts]])
+        previous = np.empty(len(ts), np.int64)
+        previous[1:] = ts[:-1]
+        previous[starts] = newest
+        in_order = (ts > previous) | forgotten
+        if in_order.all():
+            return in_order
+        segment = np.cumsum(first | forgotten) << 42
+        key = segment + ts
+        floor = np.where(forgotten, segment - 1, 0)
+        floor[starts] = segment[starts] + newest
+        largest = np.maximum.accumulate(floor)
+        largest[1:] = np.maximum(largest[1:], np.maximum.accumulate(key)[:-1])
+        return key > largest
+
+    def _split_lanes(
+        self, rows: Columns, epoch: Int, is_main: Bool, silences: dict[tuple[int, int], int]
+    ) -> list[Pushed]:
+        """Push main rows, drop what the device only sent again, push the rest into late lanes."""
+        run_before = self.run.copy()
+        main_index = np.flatnonzero(is_main)
+        pushed = []
+        main_run = np.empty(0, np.int64)
+        if len(main_index):
+            main = rows.take(main_index)
+            pushed.append(
+                self._append(main, main.device, epoch[main_index], main.pin, main.pin_time, silences, 0)
+            )
+            main_run = pushed[0].run
+        late_index = np.flatnonzero(~is_main)
+        late = rows.take(late_index)
+        # The newest main row as a late one arrives: where it stands in the slab, and how long its run was.
+        counts = np.cumsum(is_main)
+        in_group = np.flatnonzero(group_starts(rows.device))
+        group = np.cumsum(group_starts(rows.device)) - 1
+        base: Int = counts[in_group] - is_main[in_group]
+        before: Int = counts[late_index] - base[group[late_index]]     # main rows of the device before it, this batch
+        total = np.add.reduceat(is_main.astype(np.int64), in_group)[group[late_index]]
+        last = late.device * self.stride + self.end[late.device] - total + before - 1
+        run = run_before[late.device]
+        had = before > 0
+        run[had] = main_run[counts[late_index][had] - 1]
+        low = last - np.minimum(run, self.contract.memory) + 1
+        again = self._is_in(low, last, late.ts_ms, late.values)
+        older = self.pin[low] <= late.pin
+        pin = np.where(older, self.pin[low], late.pin)
+        pin_time = np.where(older, self.pin_time[low], late.pin_time)
+        kept = np.flatnonzero(~again)
+        late, pin, pin_time = late.take(kept), pin[kept], pin_time[kept]
+        late_epoch = epoch[late_index[kept]]
+        slot = np.array([self._late_lane(device) for device in late.device.tolist()], np.int64)
+        order = np.argsort(slot, kind="stable")
+        late, slot, late_epoch, pin, pin_time = (
+            late.take(order), slot[order], late_epoch[order], pin[order], pin_time[order]
+        )
+        again = self._repeats(late, slot, late_epoch)
+        kept = np.flatnonzero(~again)
+        duplicates = len(late_index) - len(kept)
+        if len(kept):
+            pushed.append(
+                self._append(
+                    late.take(kept), slot[kept], late_epoch[kept], pin[kept], pin_time[kept], silences, duplicates
+                )
+            )
+        elif pushed:
+            pushed[-1].duplicates = duplicates
+        else:
+            pushed.append(self._nothing(duplicates))
+        return pushed
+
+    def _is_in(self, low: Int, high: Int, ts: Int, values: Float) -> Bool:
+        """Does the slab hold a row of this time and these values between `low` and `high`, both included? (n,)"""
+        end = high + 1
+        bottom = low.copy()
+        for _ in range(int(self.keep).bit_length()):
+            middle = (bottom + end) >> 1
+            searching = bottom < end
+            less = searching & (self.ts_ms[np.where(searching, middle, low)] < ts)
+            bottom = np.where(less, middle + 1, bottom)
+            end = np.where(searching & ~less, middle, end)
+        at = np.minimum(bottom, high)
+        return (self.ts_ms[at] == ts) & _same_bits(self.values[at], values)
+
+    def _repeats(self, rows: Columns, slot: Int, epoch: Int) -> Bool:
+        """Is a late row the one that its lane had last? (n,)"""
+        first = group_starts(slot)
+        starts = np.flatnonzero(first)
+        at = slot[starts] * self.stride + self.end[slot[starts]] - 1
+        same = np.empty(len(slot), bool)
+        same[1:] = (rows.ts_ms[1:] == rows.ts_ms[:-1]) & (epoch[1:] == epoch[:-1])
+        same[1:] &= _same_bits(rows.values[1:], rows.values[:-1])
+        same[starts] = (
+            self.live[slot[starts]] & (self.epoch[slot[starts]] == epoch[starts])
+            & (self.ts_ms[at] == rows.ts_ms[starts]) & _same_bits(self.values[at], rows.values[starts])
+        )
+        return same
+
+    def _append(
+        self, rows: Columns, slot: Int, epoch: Int, pin: Int, pin_time: Int,
+        silences: dict[tuple[int, int], int], duplicates: int,
+    ) -> Pushed:
+        """Write rows, grouped by slot, behind those that their slots have; find runs, due scores and closed blocks."""
+        contract = self.contract
+        n = len(slot)
+        first = group_starts(slot)
+        starts = np.flatnonzero(first)
+        slots = slot[starts]
+        count = np.diff(np.append(starts, n))
+        self._make_room(slots, count)
+        end = self.end[slots]
+        position = np.repeat(slots * self.stride + end - starts, count) + np.arange(n)
+        self.values[position], self.ts_ms[position], self.offset[position] = rows.values, rows.ts_ms, rows.offset
+        self.pin[position], self.pin_time[position] = pin, pin_time
+        self.residual[position] = 0
+
+        previous_epoch = np.empty(n, np.int64)
+        previous_epoch[1:] = epoch[:-1]
+        previous_epoch[starts] = np.where(self.live[slots], self.epoch[slots], -1)
+        fresh = previous_epoch != epoch
+        previous = np.empty(n, np.int64)
+        previous[1:] = rows.ts_ms[:-1]
+        previous[starts] = self.newest[slots]
+        restart = ~fresh & (rows.ts_ms <= previous)      # only in a late lane: another old buffer begins
+        run = since_boundary(
+            fresh | restart | (rows.ts_ms - previous > contract.max_gap_ms), first, self.run[slots]
+        ) + 1
+        due = run >= contract.window
+        if contract.hop > 1:
+            phase, stretch = self.phase[slot], contract.hop * contract.step_ms
+            due &= (rows.ts_ms + phase) // stretch != (previous + phase) // stretch
+
+        # Blocks: a new one begins with a new span, after silence, and every max_rows rows.
+        span = (rows.ts_ms + self.phase[slot]) // contract.span_ms
+        previous_span = np.empty(n, np.int64)
+        previous_span[1:] = span[:-1]
+        previous_span[starts] = np.where(self.span_rows[slots] > 0, self.span[slots], -1)
+        new_span = fresh | restart | (span != previous_span)
+        in_span = since_boundary(new_span, first, self.span_rows[slots])
+        begins = np.flatnonzero(in_span % contract.max_rows == 0)
+        silenced = np.full(n, -1, np.int64)
+        for i in np.flatnonzero(fresh & (previous_epoch >= 0)).tolist():
+            silenced[i] = silences[int(self.main[slot[i]]), int(previous_epoch[i])]
+        closed = self._closed_by(begins, slot, position, rows.trigger, silenced)
+
+        lasts = np.append(starts[1:], n) - 1
+        span_first = lasts - in_span[lasts]
+        here = span_first >= starts
+        at = np.maximum(span_first, 0)
+        self.span_pin[slots] = np.where(here, pin[at], self.span_pin[slots])
+        self.span_pin_time[slots] = np.where(here, pin_time[at], self.span_pin_time[slots])
+        self.end[slots] = end + count
+        self.newest[slots] = rows.ts_ms[lasts]
+        self.run[slots] = run[lasts]
+        self.span[slots] = span[lasts]
+        self.span_rows[slots] = in_span[lasts] + 1
+        self.epoch[slots] = epoch[lasts]
+        self.live[slots] = True
+        last_due = np.maximum.reduceat(np.where(due, np.arange(n), -1), starts)
+        age = self.latent_age[slots]
+        self.latent_age[slots] = np.where(last_due >= 0, lasts - last_due, np.where(age >= 0, age + count, -1))
+        return Pushed(
+            slot, rows.ts_ms, rows.offset, rows.trigger, position, run, due, rows.trigger >= self._emit_from(slot),
+            silenced, closed, [], bool(self.main[slot[0]] != slot[0]), duplicates,
+        )
+
+    def _make_room(self, slots: Int, count: Int) -> None:
+        full = slots[self.end[slots] + count > self.stride]
+        if len(full):
+            source = (full * self.stride + self.end[full] - self.keep)[:, None] + np.arange(self.keep)
+            target = (full * self.stride)[:, None] + np.arange(self.keep)
+            for name in self._row_fields:
+                column = getattr(self, name)
+                column[target] = column[source]
+            self.end[full] = self.keep
+
+    def _closed_by(self, begins: Int, slot: Int, position: Int, trigger: Int, silenced: Int) -> Closed:
+        """Blocks that end where the next one begins. Reads `end` and `span_rows` as they were before these rows."""
+        slots = slot[begins]
+        follows = np.zeros(len(begins), bool)
+        follows[1:] = slots[1:] == slots[:-1]
+        start = slots * self.stride + self.end[slots] - self._open_rows(slots)
+        start[1:][follows[1:]] = position[begins[:-1]][follows[1:]]
+        silent = silenced[begins] >= 0
+        by = np.where(silent, silenced[begins], trigger[begins])
+        ended = np.flatnonzero((follows | (self.span_rows[slots] > 0)) & (by >= self._emit_from(slots)))
+        return Closed(slots[ended], by[ended], start[ended], position[begins][ended], silent[ended])
+
+    def _open_rows(self, slots: Int) -> Int:
+        """Rows of the open block: those of the open span since its last full block."""
+        rows = self.span_rows[slots]
+        return np.where(rows > 0, (rows - 1) % self.contract.max_rows + 1, 0)
+
+    def _emit_from(self, slots: Int) -> Int:
+        table = np.full(max(self.emit_from, default=0) + 1, 0, np.int64)
+        for partition, offset in self.emit_from.items():
+            table[partition] = offset
+        return table[self.partition[slots]]
+
+    def _sweep(
+        self, clocks: Sequence[Clock], silences: dict[tuple[int, int], int]
+    ) -> tuple[Closed, list[tuple[int, int]]]:
+        """Forget the devices that stream time has left behind, and close what they had open."""
+        ended: list[tuple[int, int]] = []
+        for (main, epoch), trigger in silences.items():       # silent, then back, but not in the late lane
+            late = int(self.late_slot[main])
+            if late >= 0 and self.live[late] and self.epoch[late] == epoch:
+                ended.append((late, trigger))
+                self.live[late] = False
+        n = len(self.names)
+        for clock in clocks:
+            limit = self.stream_time[clock.partition] - self.contract.silence_ms
+            if limit <= self._oldest_life.get(clock.partition, -1):
+                continue
+            gone = np.flatnonzero(
+                self.live[:n] & (self.partition[:n] == clock.partition)
+                & (self.main[:n] == np.arange(n)) & (self.last_life[:n] < limit)
+            )
+            for main in gone.tolist():
+                trigger = self._silence_trigger(clocks, main, int(self.last_life[main]))
+                late = int(self.late_slot[main])
+                ended += [(slot, trigger) for slot in (main, late) if slot >= 0 and self.live[slot]]
+                self.device_epoch[main] += 1
+                if trigger >= self.emit_from[clock.partition]:
+                    self._silent.append(main)
+            here = self.live[:n] & (self.partition[:n] == clock.partition) & (self.last_life[:n] >= limit)
+            latest = self.stream_time[clock.partition]
+            self._oldest_life[clock.partition] = int(self.last_life[:n][here].min(initial=latest))
+        slots = np.array([slot for slot, _ in ended], np.int64)
+        triggers = np.array([trigger for _, trigger in ended], np.int64)
+        stop = slots * self.stride + self.end[slots]
+        rows = self._open_rows(slots)
+        emit = triggers >= self._emit_from(slots)
+        closed = np.flatnonzero((rows > 0) & emit)
+        result = Closed(slots, triggers, stop - rows, stop, np.ones(len(slots), bool))
+        self.live[slots] = False
+        self.run[slots] = 0
+        self.span_rows[slots] = 0
+        self.newest[slots] = -1
+        return _take(result, closed), [ended[i] for i in np.flatnonzero(emit).tolist()]
+
+    def _nothing(self, duplicates: int = 0) -> Pushed:
+        none, no = np.empty(0, np.int64), np.empty(0, bool)
+        return Pushed(
+            none, none, none, none, none, none, no, no, none, Closed(none, none, none, none, no), [], False, duplicates
+        )
+
+    # ---------------------------------------------------------------- what a checkpoint and a swap need
+
+    def mark(self, partition: int, next_offset: int) -> tuple[int, int]:
+        """(mark, stream time as of the mark): from where a replay rebuilds all that this state knows of a partition.
+
+        That is the smallest offset that the last `memory` rows of a live lane, its open span, or the window behind
+        its last latent need; `next_offset` where no device is live.
+        """
+        n = len(self.names)
+        slots = np.flatnonzero(self.live[:n] & (self.partition[:n] == partition))
+        if not len(slots):
+            return next_offset, self.stream_time[partition]
+        needed = np.minimum(self.run[slots], self.contract.memory)
+        age = self.latent_age[slots]
+        gist = (age >= 0) & (age < self._open_rows(slots))
+        needed = np.maximum(needed, np.where(gist, age + self.contract.window, 0))
+        at = slots * self.stride + self.end[slots] - needed
+        pins = np.minimum(self.pin[at], self.span_pin[slots])
+        oldest = int(pins.argmin())
+        if pins[oldest] >= next_offset:
+            return next_offset, self.stream_time[partition]
+        slot = slots[oldest]
+        if self.span_pin[slot] < self.pin[at[oldest]]:
+            return int(self.span_pin[slot]), int(self.span_pin_time[slot])
+        return int(self.pin[at[oldest]]), int(self.pin_time[at[oldest]])
+
+    def kept(self, partition: int) -> tuple[Int, Int, Int]:
+        """What a new model must see again: (slots, positions, latest).
+
+        slots : live lanes of the partition.  positions : rows whose residual a later score filters.
+        latest : for each slot the row whose latent the open span may need, -1 where none.
+        """
+        n = len(self.names)
+        slots = np.flatnonzero(self.live[:n] & (self.partition[:n] == partition))
+        top = slots * self.stride + self.end[slots]
+        count = np.zeros(len(slots), np.int64)
+        if self.contract.hop == 1:
+            count = np.clip(self.run[slots] - self.contract.window + 1, 0, self.contract.filter_length)
+        ends = np.cumsum(count)
+        positions = np.repeat(top - ends, count) + np.arange(ends[-1] if len(ends) else 0)
+        age = self.latent_age[slots]
+        return slots, positions, np.where(age >= 0, top - 1 - age, -1)
+
+    def widen(self, residual_width: int) -> None:
+        """Change how many residuals a row has; the first ones stay."""
+        self._row_fields["residual"] = (np.float32, (residual_width,))
+        wider = np.zeros((self.capacity * self.stride, residual_width), np.float32)
+        both = min(residual_width, self.residual.shape[1])
+        wider[:, :both] = self.residual[:, :both]
+        self.residual = wider
+
+    def windows(self, positions: Int) -> Float:
+        """Scaled windows that end at these rows. (k,) -> (k, T, I), a copy."""
+        width = self.scaled.shape[1]
+        length = self.contract.window * width
+        view = np.ndarray(
+            len(self.scaled) - self.contract.window + 1, f"V{length * 4}", self.scaled.reshape(-1), strides=(width * 4,)
+        )
+        return view[positions - self.contract.window + 1].view(np.float32).reshape(-1, self.contract.window, width)
+
+    def residuals(self, positions: Int, run: Int) -> Float:
+        """Residuals that a score at these rows filters, oldest first, 0 before the run's. (k,) -> (k, L, R), a copy."""
+        length, width = self.contract.filter_length, self.residual.shape[1]
+        view = np.ndarray(
+            len(self.residual) - length + 1, f"V{length * width * 4}", self.residual.reshape(-1), strides=(width * 4,)
+        )
+        taken = view[positions - length + 1].view(np.float32).reshape(-1, length, width)
+        have = run - self.contract.window + 1
+        short = np.flatnonzero(have < length)
+        if len(short):
+            taken[short] *= (np.arange(length) >= length - have[short][:, None])[:, :, None]
+        return taken
+
+    @property
+    def bytes_a_device(self) -> int:
+        """Bytes that one device's slot takes in the slabs."""
+        return sum(
+            self.stride * np.dtype(dtype).itemsize * int(np.prod(shape)) for dtype, shape in self._row_fields.values()
+        )
+
+
+def _same_bits(a: Float, b: Float) -> Bool:
+    """Equal to the bit in every channel; a missing value equals a missing one. (n, C), (n, C) -> (n,)"""
+    return np.asarray((np.ascontiguousarray(a).view(np.int32) == np.ascontiguousarray(b).view(np.int32)).all(axis=1))
+
+
+def _take(closed: Closed, index: Int) -> Closed:
+    return Closed(
+        closed.slot[index], closed.trigger[index], closed.start[index], closed.stop[index], closed.silent[index]
+    )
+
+
+def _join(a: Closed, b: Closed) -> Closed:
+    if not len(b.slot):
+        return a
+    return Closed(
+        np.concatenate((a.slot, b.slot)), np.concatenate((a.trigger, b.trigger)), np.concatenate((a.start, b.start)),
+        np.concatenate((a.stop, b.stop)), np.concatenate((a.silent, b.silent)),
+    )
