@@ -1,0 +1,21 @@
+"""Kafka topics outside of the stream: which there are, making them, reading them between offsets."""
+
+from pipeline.topics.client import Settings
+from pipeline.topics.definitions import TOPICS, Topic
+from pipeline.topics.feedback import Feedback
+from pipeline.topics.making import check, create, describe
+from pipeline.topics.reader import (
+    Record,
+    begin_offsets,
+    end_offsets,
+    newest_by_key,
+    offsets_at,
+    partitions_of,
+    read_range,
+    read_topic,
+)
+
+__all__ = [
+    "TOPICS", "Feedback", "Record", "Settings", "Topic", "begin_offsets", "check", "create", "describe", "end_offsets",
+    "newest_by_key", "offsets_at", "partitions_of", "read_range", "read_topic",
+]
