@@ -1,0 +1,175 @@
+"""Blocks, models and files of blocks: one case each of what the laws say, and what the laws don't."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli.main import app
+from pipeline.codec import (
+    BadBlock,
+    CodecModel,
+    decode_block,
+    encode_block,
+    encode_blocks,
+    model_of_block,
+    pack_frame,
+    unpack_frame,
+)
+from pipeline.codec.container import BlockFile, write_file
+from pipeline.codec.lattice import find_lattice
+from pipeline.codec.quantise import code_of_bound, code_of_step, from_ordered, step_of_code, tighten, to_ordered
+from pipeline.codec.summary import put_summary, summarise, take_summary
+from pipeline.codec.train import train_codec
+from pipeline.codec.wire import Reader
+from tests.golden.make_blocks import recording
+
+BOUNDS = np.array([1e-2, 1e-2, 1e-4, 1e-3, 1e-3, 1e-1])
+TS_MS = 1_700_000_000_000 + 1000 * np.arange(500)
+
+
+@pytest.fixture(scope="module")
+def model() -> CodecModel:
+    """Learned from 2000 rows of the golden recording."""
+    return train_codec([recording(2000, 1)], BOUNDS, step_ms=1000)
+
+
+def test_training_twice_gives_the_same_bytes(model: CodecModel) -> None:
+    assert train_codec([recording(2000, 1)], BOUNDS, step_ms=1000).to_bytes() == model.to_bytes()
+
+
+def test_many_blocks_at_once_give_the_bytes_of_one_at_a_time(model: CodecModel) -> None:
+    x = recording(500, 2)
+    rows = [(TS_MS[i : i + n], x[i : i + n]) for i, n in ((0, 64), (64, 1), (65, 200), (300, 33))]
+    assert encode_blocks(rows, BOUNDS, model) == [encode_block(*row, BOUNDS, model) for row in rows]
+
+
+def test_a_learned_block_is_smaller_than_one_without_a_model(model: CodecModel) -> None:
+    x = recording(64, 2)
+    assert len(encode_block(TS_MS[:64], x, BOUNDS, model)) < 0.8 * len(encode_block(TS_MS[:64], x, BOUNDS))
+
+
+def test_a_block_names_its_model_and_is_refused_without_it(model: CodecModel) -> None:
+    data = encode_block(TS_MS[:64], recording(64, 2), BOUNDS, model)
+    assert model_of_block(data) == model.id
+    with pytest.raises(BadBlock, match=model.id):
+        decode_block(data)
+    other = train_codec([recording(1000, 5)], BOUNDS)
+    with pytest.raises(BadBlock, match="check"):
+        decode_block(data, {model.id: other})
+
+
+@pytest.mark.parametrize("finer", [1.0, 3.0, 10.0, 1000.0, np.inf])
+def test_tighter_bounds_than_the_models_are_kept(model: CodecModel, finer: float) -> None:
+    x = recording(64, 2)
+    values = decode_block(encode_block(None, x, BOUNDS / finer, model), {model.id: model}).values
+    assert (np.abs(values.astype(np.float64) - x) <= BOUNDS / finer).all()
+
+
+def test_an_episode_can_be_kept_finer_in_the_same_stream_at_its_own_cost(model: CodecModel) -> None:
+    x = recording(64, 2)
+    sizes = [len(encode_block(TS_MS[:64], x, BOUNDS / finer, model)) for finer in (1.0, 4.0, 16.0)]
+    assert sizes == sorted(sizes)
+    assert sizes[1] - sizes[0] <= 6 * 64 * 2 / 8 + 8           # two bits a value and a header at the most
+
+
+def test_a_relative_bound_keeps_a_share_of_each_value() -> None:
+    x = np.exp(np.random.default_rng(0).normal(0, 20, (64, 6))).astype(np.float32)
+    values = decode_block(encode_block(None, x, np.full(6, -1e-3))).values
+    assert (np.abs(values.astype(np.float64) - x) <= 1e-3 * np.abs(x.astype(np.float64))).all()
+
+
+@pytest.mark.parametrize("cut", [0, 3, 100, -1])
+def test_a_cut_model_is_refused(model: CodecModel, cut: int) -> None:
+    with pytest.raises(BadBlock):
+        CodecModel.from_bytes(model.to_bytes()[:cut])
+
+
+def test_a_block_of_too_many_rows_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="65536"):
+        encode_block(None, np.zeros((65_537, 1), np.float32), np.zeros(1))
+
+
+def test_a_frame_of_a_newer_version_says_so() -> None:
+    frame = bytearray(pack_frame([b"x"]))
+    frame[2] = 9
+    with pytest.raises(BadBlock, match="version 9"):
+        unpack_frame(bytes(frame))
+
+
+def test_a_decimal_lattice_is_found_to_the_bit() -> None:
+    values = np.round(np.random.default_rng(0).normal(20, 3, 2000), 2).astype(np.float32)
+    assert find_lattice(values, 0.0) == (0.01, 0.0)
+
+
+@pytest.mark.parametrize("step", [1e-30, 0.1, 0.12345, 7.0, 1e30])
+def test_a_step_code_is_at_most_the_step_and_near_it(step: float) -> None:
+    coded = step_of_code(code_of_step(step))
+    assert step / 1.01 <= coded <= step
+    assert step_of_code(tighten(code_of_step(step), 3)) == coded / 8
+
+
+def test_a_bound_under_the_resolution_of_the_floats_is_lossless() -> None:
+    assert code_of_bound(1e-9, 1000.0) == 0
+
+
+def test_ordered_bits_come_back_for_every_kind_of_float() -> None:
+    bits = np.array([0, 1, 0x80000000, 0x80000001, 0x7F800000, 0xFF800000, 0x7FC00001, 0xFFFFFFFF], np.uint32)
+    assert (from_ordered(to_ordered(bits.view(np.float32))).view(np.uint32) == bits).all()
+
+
+def test_a_summary_comes_back() -> None:
+    x = recording(50, 1)
+    x[:, 2] = np.nan
+    there = summarise(x)
+    back = take_summary(Reader(put_summary(there)))
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(there, back, strict=True))
+
+
+def test_a_file_reads_only_the_blocks_asked_for(tmp_path: Path, model: CodecModel) -> None:
+    path, x = tmp_path / "f.nrw", recording(500, 2)
+    write_file(
+        path, list("abcdef"), ["p1", "p2"], [(0, TS_MS, x), (1, TS_MS, 2 * x)], BOUNDS, model, block_rows=100,
+    )
+    opened = BlockFile(path)
+    assert len(opened.entries) == 10
+    pieces = list(opened.read("p2", int(TS_MS[150]), int(TS_MS[250])))
+    assert [name for name, _, _ in pieces] == ["p2", "p2"]
+    assert (np.concatenate([ts for _, ts, _ in pieces]) == TS_MS[150:250]).all()
+    values = np.concatenate([values for _, _, values in pieces])
+    assert (np.abs(values.astype(np.float64) - (2 * x)[150:250]) <= BOUNDS).all()
+    with pytest.raises(BadBlock, match="p1, p2"):
+        next(opened.read("p3"))
+
+
+def test_a_file_cut_or_altered_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "f.nrw"
+    write_file(path, ["a"], ["p"], [(0, TS_MS, np.zeros((500, 1), np.float32))], np.zeros(1))
+    whole = path.read_bytes()
+    for size in range(len(whole)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(BadBlock):
+            list(BlockFile(path).read())
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 8]) + whole[at + 1 :])
+        with pytest.raises(BadBlock):
+            list(BlockFile(path).read())
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "arrow"])
+def test_compress_inspect_decompress(tmp_path: Path, suffix: str) -> None:
+    x = recording(300, 2)
+    lines = [f"{t},{','.join(map(str, row))}" for t, row in zip(TS_MS[:300].tolist(), x.tolist(), strict=True)]
+    (tmp_path / "in.csv").write_text("ts,a,b,c,d,e,f\n" + "\n".join(lines) + "\n")
+    runner = CliRunner()
+    packed, back = tmp_path / "in.nrw", tmp_path / f"back.{suffix}"
+    made = runner.invoke(app, ["compress", str(tmp_path / "in.csv"), "--out", str(packed), "--bound", "1e-3"])
+    assert made.exit_code == 0, made.output
+    facts = runner.invoke(app, ["inspect", str(packed), "--json"])
+    assert '"rows":300' in facts.output
+    assert runner.invoke(app, ["decompress", str(packed), "--out", str(back)]).exit_code == 0
+    assert back.stat().st_size > 0
+    if suffix == "csv":
+        rows = np.genfromtxt(back, delimiter=",", skip_header=1)[:, 2:]
+        assert (np.abs(rows - x) <= 1.001e-3 * np.ptp(x.astype(np.float64), axis=0)).all()

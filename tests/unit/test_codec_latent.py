@@ -1,0 +1,65 @@
+"""Latent blocks: small, and honest about their error."""
+
+import numpy as np
+import pytest
+
+from pipeline.codec import BadBlock
+from pipeline.codec.latent import decode_latent, window_ends
+from pipeline.codec.train import train_codec
+from pipeline.core.contract import Channel, Contract
+from pipeline.scoring.latents import LatentDecoder, decoder_graph
+from pipeline.scoring.session import Session
+from training.baselines import fit_pca
+
+T, S = 32, 8
+
+
+def waves(rows: int, seed: int) -> np.ndarray:
+    """(rows, 8) float32: eight mixes of two slow waves, with a little noise; unit scale."""
+    rng = np.random.default_rng(seed)
+    mix = np.random.default_rng(0).normal(0, 1, (2, S))
+    t = np.arange(rows)
+    return (np.stack([np.sin(t / 19), np.cos(t / 31)], 1) @ mix + rng.normal(0, 0.02, (rows, S))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def made() -> tuple[Session, LatentDecoder, np.ndarray]:
+    """A PCA, its decoder, and latents of other windows to learn their codec from."""
+    train = waves(4000, 1)
+    windows = np.lib.stride_tricks.sliding_window_view(train, T, axis=0).transpose(0, 2, 1)   # (n, S, T) -> (n, T, S)
+    contract = Contract(channels=tuple(Channel(name=f"c{c}") for c in range(S)), window=T, memory=2 * T)
+    model = fit_pca(np.ascontiguousarray(windows[::3]), contract, kept=0.99)
+    session = Session(model)
+    return session, LatentDecoder(decoder_graph(model)), session.run(np.ascontiguousarray(windows[::T])).latent
+
+
+@pytest.mark.parametrize(("rows", "factor"), [(64, 50), (640, 150)])
+def test_a_latent_block_is_small_and_states_the_error_that_it_made(
+    made: tuple[Session, LatentDecoder, np.ndarray], rows: int, factor: int,
+) -> None:
+    session, decoder, known = made
+    codec = train_codec([known], 0.2 * known.std(axis=0).astype(np.float64), block_rows=16)
+    values, location, scale = waves(rows, 2), np.zeros(S), np.ones(S)
+    ends = window_ends(rows, T)
+    runs = session.runs
+    latents = session.run(np.stack([values[end - T : end] for end in ends])).latent
+    ts_ms = 1_700_000_000_000 + 1000 * np.arange(rows)
+    data = decoder.encode(ts_ms, values, latents, T, codec, location, scale)
+    assert session.runs == runs + 1                         # one pass of the encoder, that of the score
+    block = decode_latent(data, {codec.id: codec})
+    error = np.abs(decoder.decode(block, location, scale).astype(np.float64) - values)
+    assert (error.max(axis=0) <= block.largest).all()
+    assert (block.largest <= 1.2 * error.max(axis=0)).all()
+    assert (error.mean(axis=0) <= block.mean * 1.0001).all()
+    assert block.ts_ms is not None
+    assert (block.ts_ms == ts_ms).all()
+    assert (values.nbytes + ts_ms.nbytes) / len(data) >= factor
+
+
+def test_an_altered_latent_block_is_refused(made: tuple[Session, LatentDecoder, np.ndarray]) -> None:
+    _, decoder, known = made
+    codec = train_codec([known], np.full(known.shape[1], 0.05), block_rows=16)
+    data = decoder.encode(None, waves(64, 3), known[:2], T, codec, np.zeros(S), np.ones(S))
+    for size in range(len(data)):
+        with pytest.raises(BadBlock):
+            decode_latent(data[:size], {codec.id: codec})
