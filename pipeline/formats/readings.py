@@ -1,0 +1,80 @@
+"""What decoding gives: columns of what could be read, and a reason code for each record that could not."""
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Int = npt.NDArray[np.int64]
+Float = npt.NDArray[np.float32]
+
+LAST_MS = (1 << 42) - 1  # year 2109, the last that rows carry: see TIME_LIMIT_MS in pipeline.core.rows
+
+
+class Reason(enum.IntEnum):
+    """Why a record went to the dead-letter topic. The numbers never change; `code` is what the header says."""
+
+    TOMBSTONE = 1  # no value
+    TOO_LARGE = 2  # more bytes than the format's `max_bytes`
+    BAD_UTF8 = 3
+    BAD_JSON = 4
+    TOO_DEEP = 5  # nested beyond what the decoder follows
+    NOT_FINITE = 6  # NaN or Infinity written as such, which is not JSON
+    OVERFLOW = 7  # a value beyond float32
+    WRONG_TYPE = 8  # a text, a list, a truth value where a number or an object is needed
+    BAD_TIME = 9  # a time that can't be read or is not between 1970 and the year 2109
+    FUTURE = 10  # further ahead of the record's timestamp than the contract's max_ahead_ms
+    NO_DEVICE = 11  # neither the field nor the key names a device, or the name is longer than 256 characters
+    NO_CHANNEL = 12  # not one scored channel has a value
+
+    @property
+    def code(self) -> str:
+        """The reason as headers and metrics name it: `bad_json`."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """Rows of a batch, in the order of the batch; n of its records were readable.
+
+    device : n names.
+    ts_ms  : (n,) int64, the reading's own time.
+    values : (n, C) float32 in the contract's channel order, NaN where missing.
+    kept   : (n,) int64, place of each in the batch, increasing.
+    """
+
+    device: list[str]
+    ts_ms: Int
+    values: Float
+    kept: Int
+
+
+@dataclass(frozen=True, slots=True)
+class LongReadings:
+    """Single values of a batch, in the order of the batch; n of its records were readable.
+
+    device  : n names.
+    ts_ms   : (n,) int64, the reading's own time.
+    channel : (n,) int64, place in the contract's channels.
+    value   : (n,) float32, NaN where the record says null.
+    kept    : (n,) int64, place of each in the batch, increasing.
+    """
+
+    device: list[str]
+    ts_ms: Int
+    channel: Int
+    value: Float
+    kept: Int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejects:
+    """Records for the dead-letter topic.
+
+    index  : (m,) int64, place of each in the batch, increasing.
+    reason : (m,) uint8, see Reason.
+    """
+
+    index: Int
+    reason: npt.NDArray[np.uint8]
