@@ -1,0 +1,167 @@
+"""What a stream causes depends on the log alone: not on batches, restarts, other partitions or swaps in between."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.core.contract import Contract
+from pipeline.core.rows import Clock, Columns
+from pipeline.scoring.stream import Model, Result, Stream
+from tests.support.logs import make_log
+from tests.support.models import small_contract, small_model
+from tests.support.oracle import Expected, Record, expected
+
+CONTRACT = small_contract()
+MODEL = small_model(CONTRACT, threshold=0.7)
+
+
+class Play:
+    """Feeds logs of partitions to a `Stream` and collects what it causes."""
+
+    def __init__(self, contract: Contract, logs: list[list[Record]], room: int = 16) -> None:
+        self.contract, self.logs, self.room = contract, logs, room
+        self.found = [Expected() for _ in logs]
+        self.conflicts = 0
+
+    def start(self, model: Model, at: list[tuple[int, int, int, dict]], anew: bool = True) -> None:
+        """Begin every partition; `anew` False: by the same worker, after a rebalance."""
+        if anew:
+            self.stream = Stream(self.contract, capacity=2, room=self.room)
+        self.now = []
+        for partition, (_, next_offset, time, states) in enumerate(at):
+            self.stream.assign(partition, model, next_offset, time, states)
+            self.now.append(time)
+
+    def batch(self, parts: list[tuple[int, list[Record]]]) -> None:
+        columns, clocks = [], []
+        self.stream.settle()
+        for partition, records in parts:
+            if not records:
+                continue
+            offset = np.array([r.offset for r in records])
+            time = np.maximum.accumulate(np.maximum([r.time for r in records], self.now[partition]))
+            self.now[partition] = int(time[-1])
+            clocks.append(Clock(partition, offset, time))
+            keep = [i for i, r in enumerate(records) if r.values is not None]
+            if keep:
+                rows = [records[i] for i in keep]
+                device = self.stream.slots(partition, [r.device for r in rows])
+                columns.append(Columns(
+                    device, np.array([r.ts for r in rows]), offset[keep], offset[keep], time[keep], offset[keep],
+                    time[keep],
+                    np.array([r.values for r in rows], np.float32),
+                ))
+        if not columns:
+            none = np.empty(0, np.int64)
+            empty = np.empty((0, len(self.contract.channels)), np.float32)
+            columns = [Columns(none, none, none, none, none, none, none, empty)]
+        joined = Columns(*(np.concatenate([getattr(c, name) for c in columns]) for name in Columns.__slots__))
+        self.collect(self.stream.push(joined, clocks))
+
+    def put(self, into: dict, key: object, value: object) -> None:
+        if key in into and into[key] != value:
+            self.conflicts += 1
+        into[key] = value
+
+    def collect(self, result: Result) -> None:
+        rows = self.stream.rows
+        for scored in result.scored:
+            for i, slot in enumerate(scored.slot.tolist()):
+                self.put(self.found[rows.partition[slot]].scores, int(scored.offset[i]), (
+                    rows.names[slot], rows.is_late(slot), int(scored.ts_ms[i]), scored.score[i].tobytes(),
+                    bool(scored.verdict.is_anomaly[i]), int(scored.verdict.episode_offset[i]),
+                ))
+        for block in result.blocks:
+            late = rows.is_late(block.slot)
+            self.put(self.found[rows.partition[block.slot]].blocks, (late, block.offset), (
+                rows.names[block.slot], block.trigger, block.silent, tuple(block.ts_ms.tolist()),
+                block.values.tobytes(), None if block.latent is None else block.latent.tobytes(),
+            ))
+        for alarm in result.alarms:
+            event = alarm.event
+            self.put(self.found[rows.partition[event.slot]].alarms, (
+                event.trigger, rows.names[event.slot], rows.is_late(event.slot), event.kind
+            ), (event.start_offset, event.start_ts, event.end_ts, event.peak, event.peak_offset, event.severity))
+
+    def states(self, partition: int) -> dict:
+        rows = self.stream.rows
+        found = {}
+        for slot in np.flatnonzero(rows.partition == partition).tolist():
+            state = self.stream.verdicts.state(slot)
+            if state is not None:
+                found[rows.names[slot], rows.is_late(slot)] = json.loads(json.dumps(state))
+        return found
+
+
+def run(contract: Contract, logs: list[list[Record]], model: Model, seed: int, restarts: float, largest: int) -> Play:
+    """Random batches, and after some of them a new beginning from the mark, by another worker or the same one."""
+    rng = np.random.default_rng(seed)
+    play = Play(contract, logs)
+    committed = [(log[0].offset, log[0].offset, -1, {}) for log in logs]
+    anew = True
+    while True:
+        play.start(model, committed, anew)
+        at = [next((i for i, r in enumerate(log) if r.offset >= mark[0]), len(log))
+              for log, mark in zip(logs, committed, strict=True)]
+        again = ahead = False
+        while any(i < len(log) for i, log in zip(at, logs, strict=True)):
+            parts = []
+            for partition, log in enumerate(logs):
+                n = int(rng.integers(0, largest))
+                parts.append((partition, log[at[partition] : at[partition] + n]))
+                at[partition] = min(len(log), at[partition] + n)
+            play.batch(parts)
+            if rng.random() < 0.5:
+                for partition, log in enumerate(logs):
+                    position = log[at[partition]].offset if at[partition] < len(log) else log[-1].offset + 1
+                    if position >= committed[partition][1]:
+                        mark, time = play.stream.mark(partition, position)
+                        ahead |= position > committed[partition][1]
+                        committed[partition] = (mark, position, time, play.states(partition))
+            if ahead and rng.random() < restarts:
+                again = True
+                break
+        if not again:
+            return play
+        anew = bool(rng.random() < 0.5)
+
+
+def check(play: Play, wanted: list[Expected]) -> None:
+    assert play.conflicts == 0
+    for found, want in zip(play.found, wanted, strict=True):
+        assert min(len(want.scores), 10 * len(want.blocks), 20 * len(want.alarms)) >= 40
+        assert found.scores == want.scores
+        assert found.blocks == want.blocks
+        assert found.alarms == want.alarms
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_outputs_equal_the_oracle_in_one_batch(seed: int) -> None:
+    log = make_log(seed)
+    play = run(CONTRACT, [log], MODEL, seed, 0.0, len(log) + 1)
+    check(play, [expected(log, CONTRACT, MODEL)])
+
+
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000), largest=st.sampled_from([2, 7, 40, 300]))
+def test_outputs_do_not_depend_on_batches_or_restarts(seed: int, largest: int) -> None:
+    logs = [make_log(seed, 500), make_log(seed + 1, 400)]
+    play = run(CONTRACT, logs, MODEL, seed, 0.02 if largest < 10 else 0.15, largest)
+    check(play, [expected(log, CONTRACT, MODEL) for log in logs])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_outputs_at_a_hop_equal_the_oracle_over_restarts(seed: int) -> None:
+    contract = small_contract(hop=4)
+    model = small_model(contract, threshold=0.6)
+    log = make_log(seed)
+    check(run(contract, [log], model, seed, 0.1, 60), [expected(log, contract, model)])
+
+
+def test_several_members_equal_the_oracle() -> None:
+    model = small_model(CONTRACT, members=3, threshold=0.7)
+    log = make_log(11)
+    check(run(CONTRACT, [log], model, 3, 0.05, 100), [expected(log, CONTRACT, model)])

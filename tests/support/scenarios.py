@@ -1,0 +1,162 @@
+"""What may happen to workers and brokers, each as a function of a `World`: for tests, small, and for bench.faults.
+
+Each ends with everything committed and compared with the oracle; it returns counts, and seconds under names that end
+in `_s`. Seeds are given, so that a failed run can be repeated.
+"""
+
+import random
+import signal
+import time
+from collections.abc import Callable
+
+from pipeline.local import LocalKafka
+from tests.support.world import World, until
+
+Counts = dict[str, float]
+
+
+def commit_beyond(world: World, offset: int = 0, limit_s: float = 90) -> float:
+    """Until the commits of all partitions together lie beyond this; the seconds."""
+    return until(lambda: sum(world.committed().values()) > offset, limit_s, f"a commit ({world.tail()})")
+
+
+def finish(world: World) -> Counts:
+    """Wait for the end, stop whoever lives, compare."""
+    world.wait(240)
+    for child in world.workers:
+        if child.poll() is None:
+            world.stop(child)
+    return dict(world.check())
+
+
+def killed_with_swaps(world: World, seed: int, kills: int = 5) -> Counts:
+    """kill -9 at random moments of one static member, another champion promoted before each."""
+    chance = random.Random(seed)
+    child = world.start("one")
+    back = []
+    for turn in range(kills):
+        if world.is_done():
+            break
+        commit_beyond(world, sum(world.committed().values()))
+        world.promote((turn + 1) % len(world.bundles))
+        time.sleep(chance.uniform(0, 1.5))
+        world.kill(child)
+        at = sum(world.committed().values())
+        child = world.start("one")
+        back.append(0.0 if world.is_done() else commit_beyond(world, at))
+    return finish(world) | {"back_s": max(back, default=0.0)}
+
+
+def killed_before_the_first_commit(world: World, seed: int, kills: int = 3) -> Counts:
+    """Killed as soon as a partition is begun, the champion another each time."""
+    for turn in range(kills):
+        child = world.start("one")
+        world.begins(child)
+        world.kill(child)
+        world.promote((turn + 1) % len(world.bundles))
+    world.start("one")
+    return finish(world)
+
+
+def two_workers(world: World, seed: int) -> Counts:
+    """One of two killed, a third joins, the second is told to end; a swap meanwhile."""
+    first = world.start()
+    commit_beyond(world)
+    second = world.start()
+    world.begins(second)
+    world.promote(1)
+    world.kill(first)
+    third = world.start()
+    world.begins(third)
+    code = world.stop(second)
+    assert code == 0, f"SIGTERM ended with {code}: {world.tail()}"
+    return finish(world)
+
+
+def stopped_then_on(world: World, seed: int) -> Counts:
+    """SIGSTOP past the session, another takes over and swaps, SIGCONT."""
+    first = world.start()
+    commit_beyond(world)
+    second = world.start()
+    world.begins(second)
+    first.send_signal(signal.SIGSTOP)
+    world.begins(second)
+    world.promote(1)
+    if not world.is_done():
+        commit_beyond(world, sum(world.committed().values()))
+    first.send_signal(signal.SIGCONT)
+    return finish(world)
+
+
+def told_to_end(world: World, seed: int) -> Counts:
+    """SIGTERM under load, then on: nothing is written twice."""
+    child = world.start()
+    commit_beyond(world)
+    began = time.monotonic()
+    code = world.stop(child, 10)
+    assert code == 0, f"SIGTERM ended with {code}: {world.tail()}"
+    ended = time.monotonic() - began
+    world.start()
+    counts = finish(world)
+    assert counts["repeated"] == 0, f"{counts['repeated']} outputs written twice after an orderly end"
+    return counts | {"sigterm_s": ended}
+
+
+def broker_killed(world: World, seed: int, kafka: LocalKafka) -> Counts:
+    """kill -9 of the only broker, which comes back with its data."""
+    world.start("one")
+    commit_beyond(world)
+    at = sum(world.committed().values())
+    kafka.nodes[0].kill()
+    time.sleep(2)
+    kafka.nodes[0].start()
+    revive(world)
+    return {"back_s": commit_beyond(world, at, 180)} | finish(world)
+
+
+def broker_away(world: World, seed: int, kafka: LocalKafka, seconds: float = 20) -> Counts:
+    """The only broker stopped for a while."""
+    world.start("one")
+    commit_beyond(world)
+    at = sum(world.committed().values())
+    kafka.nodes[0].stop()
+    time.sleep(seconds)
+    kafka.nodes[0].start()
+    revive(world)
+    return {"back_s": commit_beyond(world, at, 180)} | finish(world)
+
+
+def leader_change(world: World, seed: int, kafka: LocalKafka) -> Counts:
+    """One of three brokers killed, back, then another."""
+    world.start("one")
+    for node in kafka.nodes[:2]:
+        at = sum(world.committed().values())
+        if world.is_done():
+            break
+        commit_beyond(world, at)
+        node.kill()
+        time.sleep(3)
+        revive(world)
+        commit_beyond(world, at, 120)
+        node.start()
+    revive(world)
+    return finish(world)
+
+
+def revive(world: World) -> None:
+    """What a supervisor does: a worker that ended by itself is started again."""
+    if all(child.poll() is not None for child in world.workers):
+        world.start("one")
+
+
+WORKERS: dict[str, Callable[[World, int], Counts]] = {
+    "kill -9 with swaps": killed_with_swaps,
+    "killed before the first commit": killed_before_the_first_commit,
+    "two workers: kill, join, SIGTERM": two_workers,
+    "SIGSTOP past the session, SIGCONT": stopped_then_on,
+    "SIGTERM under load": told_to_end,
+}
+BROKERS: dict[str, Callable[[World, int, LocalKafka], Counts]] = {
+    "broker kill -9": broker_killed,
+    "broker stopped": broker_away,
+}
