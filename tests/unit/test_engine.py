@@ -1,0 +1,114 @@
+"""Checkpoints, the watchdog and delivery, without a broker."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from aiokafka.errors import MessageSizeTooLargeError, UnknownTopicOrPartitionError
+
+from pipeline.engine.checkpoint import Checkpoint, read_checkpoint
+from pipeline.engine.deliver import deliver
+from pipeline.engine.watchdog import Seen, Watchdog
+from pipeline.errors import StopWorker
+from pipeline.sinks import Record
+
+CHECKPOINT = Checkpoint(5, 1_700_000_000_000, 900, "ab12", {"pump": "0" * 64})
+
+
+def test_a_checkpoint_comes_back() -> None:
+    assert read_checkpoint(CHECKPOINT.encode(), "t[0]") == CHECKPOINT
+
+
+def test_a_commit_without_metadata_has_no_checkpoint() -> None:
+    assert read_checkpoint("", "t[0]") is None
+
+
+@pytest.mark.parametrize("metadata", ["hello", "{}", '{"v":1}', '{"v":"x"}', "[1]"])
+def test_metadata_of_another_program_stops_the_worker(metadata: str) -> None:
+    with pytest.raises(StopWorker, match=r"t\[0\].*offsets reset"):
+        read_checkpoint(metadata, "t[0]")
+
+
+def test_a_newer_checkpoint_is_refused() -> None:
+    newer = CHECKPOINT.encode().replace('"v":1', '"v":2')
+    with pytest.raises(StopWorker, match="newer narrows"):
+        read_checkpoint(newer, "t[0]")
+
+
+def test_more_streams_than_metadata_holds_are_refused() -> None:
+    crowd = Checkpoint(0, 0, 0, "e", {f"stream-{i}": "0" * 64 for i in range(60)})
+    with pytest.raises(StopWorker, match="60 streams share"):
+        crowd.encode()
+
+
+def seen(at: float, position: int = 0, lag: int = 10, assigned: int = 1, joining: bool = False) -> Seen:
+    return Seen(at, position, lag, assigned, joining)
+
+
+def test_records_that_wait_without_progress_are_a_stall() -> None:
+    dog = Watchdog(10)
+    assert [dog.look(seen(at)) for at in (0, 5, 10)] == [None, None, None]
+    assert "10 records wait" in (dog.look(seen(11)) or "")
+
+
+def test_progress_idleness_and_no_partitions_are_no_stall() -> None:
+    dog = Watchdog(10)
+    assert all(dog.look(seen(at, position=at)) is None for at in range(0, 100, 5))
+    assert all(dog.look(seen(at, lag=0)) is None for at in range(100, 200, 5))
+    assert all(dog.look(seen(at, assigned=0, lag=0)) is None for at in range(200, 300, 5))
+
+
+def test_a_rebalance_that_never_ends_is_a_stall() -> None:
+    dog = Watchdog(10)
+    assert dog.look(seen(0, joining=True, assigned=0)) is None
+    assert "rebalance" in (dog.look(seen(11, joining=True, assigned=0)) or "")
+
+
+class Batch:
+    def __init__(self, most: int) -> None:
+        self.most, self.values = most, []   # type: ignore[var-annotated]
+
+    def append(self, *, key: Any, value: Any, timestamp: Any, headers: Any) -> object | None:
+        if len(self.values) == self.most:
+            return None
+        self.values.append(value)
+        return object()
+
+
+class Producer:
+    """Batches of two records; a topic named `bad` fails as told."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.sent: list[tuple[str, int, list[bytes]]] = []
+        self.error = error
+
+    def create_batch(self) -> Batch:
+        return Batch(2)
+
+    async def send_batch(self, batch: Batch, topic: str, partition: int) -> "asyncio.Future[None]":
+        self.sent.append((topic, partition, batch.values))
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if self.error is not None and topic == "bad":
+            done.set_exception(self.error)
+        else:
+            done.set_result(None)
+        return done
+
+
+def test_records_go_out_in_order_in_batches_of_their_partition() -> None:
+    producer = Producer()
+    outputs = [Record("a", i % 2, None, bytes([i]), []) for i in range(6)]
+    asyncio.run(deliver(producer, outputs))
+    assert producer.sent == [
+        ("a", 0, [b"\0", b"\2"]), ("a", 0, [b"\4"]), ("a", 1, [b"\1", b"\3"]), ("a", 1, [b"\5"]),
+    ]
+
+
+@pytest.mark.parametrize(("error", "remedy"), [
+    (MessageSizeTooLargeError(), r"bad: a record is larger.*max\.message\.bytes"),
+    (UnknownTopicOrPartitionError(), "bad: missing.*narrows topics create"),
+])
+def test_a_failed_delivery_names_the_topic_and_the_remedy(error: Exception, remedy: str) -> None:
+    outputs = [Record("good", 0, None, b"1", []), Record("bad", 0, None, b"2", [])]
+    with pytest.raises(StopWorker, match=remedy):
+        asyncio.run(deliver(Producer(error), outputs))
