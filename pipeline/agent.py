@@ -1,0 +1,378 @@
+"""The flow of one worker: fetched records in, everything that they trigger delivered, then the commit.
+
+    decode -> columns -> rows -> one pass -> scores, verdicts, blocks -> records -> delivered -> next moves on
+
+Invariant (tests/faults): an output is delivered before `next` passes its trigger; nothing is emitted at or beyond the
+`until` of the last acknowledged commit; while a commit that names a new digest is not acknowledged, nothing is
+processed. One lock covers batches and commits, so a commit always tells the state between two batches.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipeline.engine.checkpoint import Checkpoint
+from pipeline.engine.state_topic import Entries, Name, State
+from pipeline.engine.transport import TP, Begin, Fetched
+from pipeline.scoring.stream import Model
+
+log = logging.getLogger(__name__)
+
+LEAST_AHEAD = 1_000   # records: `until` is at least this far beyond a commit
+AHEAD_COMMITS = 4     # ... and as far as this many commits at the present rate
+GIVE_UP_COMMIT_S = 3.0
+
+
+class Line(Protocol):
+    """One stream as the agent sees it: decoding, state and encoding, all without I/O."""
+
+    name: str
+    topic: str
+
+    def assign(
+        self, partition: int, model: Model, emit_from: int, mark_time: int, states: Mapping[Name, State]
+    ) -> None: ...
+    def revoke(self, partition: int) -> None: ...
+    def swap(self, partition: int, model: Model) -> int: ...
+    def mark(self, partition: int, next_offset: int) -> tuple[int, int]: ...
+    def changed(self, partition: int) -> dict[Name, State | None]: ...
+    def settled(self) -> None: ...
+    def take(self, batch: Sequence["Part"]) -> list[Any]: ...
+
+
+class Models(Protocol):
+    """Loaded bundles."""
+
+    def wanted(self, stream: str) -> Model: ...
+    def load(self, stream: str, digest: str) -> Model: ...
+
+
+class Outlets(Protocol):
+    """The world outside of the agent."""
+
+    async def deliver(self, outputs: Sequence[Any]) -> None: ...
+    async def commit(self, commits: Mapping[TP, tuple[int, str]]) -> bool: ...
+    async def read_state(self, tp: TP, epoch: str, next_offset: int) -> tuple[dict[Name, State], list[bytes]]: ...
+    def state_record(self, partition: int, key: bytes, value: bytes | None) -> Any: ...
+    def assigned(self) -> set[TP]: ...
+    def begun(self, tp: TP) -> Begin | None: ...
+
+
+@dataclass(slots=True)
+class Part:
+    """Records of one partition within a batch, with what is common to all streams. Arrays are (r,)."""
+
+    tp: TP
+    records: list[Any]
+    offset: np.ndarray
+    time: np.ndarray           # the records' own timestamps
+    stream_time: np.ndarray
+    emit_from: int
+
+
+@dataclass(slots=True)
+class Held:
+    """One partition that this worker holds.
+
+    next     : all triggers below it are delivered.   position : the next offset to read; below `next` in a replay.
+    until    : of the last acknowledged commit, -1 before the first.
+    found_until : what the owner before promised; no new digest is named below it.
+    """
+
+    tp: TP
+    next: int
+    found: Checkpoint | None
+    digests: dict[str, str]
+    entries: Entries
+    epoch: str
+    stream_time: int
+    leftovers: list[bytes]
+    found_until: int = -1
+    position: int = -1
+    until: int = -1
+    committed: int = -1
+    read: int = 0              # records since the last commit
+    end: int = -1
+    models: dict[str, Model] = field(default_factory=dict)
+
+    @property
+    def replaying(self) -> bool:
+        return self.position < self.next
+
+    @property
+    def lag(self) -> int:
+        return 0 if self.end < 0 else max(0, self.end - max(self.position, self.next))
+
+
+class Agent:
+    """All topics of one worker.
+
+    observe : called after each batch with (parts, outputs, seconds); for metrics.
+    """
+
+    def __init__(
+        self, lines: Sequence[Line], models: Models, outlets: Outlets, commit_interval_s: float,
+        observe: Callable[[list[Part], list[Any], float], None],
+    ) -> None:
+        self._lines: dict[str, list[Line]] = defaultdict(list)
+        for line in lines:
+            self._lines[line.topic].append(line)
+        self._models, self._outlets = models, outlets
+        self._interval_s = commit_interval_s
+        self._observe = observe
+        self._lock = asyncio.Lock()
+        self._held: dict[TP, Held] = {}
+        self._gone: list[TP] = []
+        self._unsettled = False     # the streams' state is ahead of what was delivered
+        self._committed_at = time.monotonic()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="narrows-scoring")
+        self.largest_batch = 0
+        self.swaps = 0
+        self.orphans = 0
+
+    # ---------------------------------------------------------------- one batch
+
+    async def take(self, fetched: list[Fetched]) -> None:
+        """One poll: everything that its records trigger is delivered when this returns."""
+        async with self._lock:
+            self._forget_gone()
+            ready = [part for part in fetched if await self._ready(part)]
+            # No await between the last look at the assignment and the state.
+            ready = [part for part in ready if part.tp in self._held and self._is_on(part)]
+            held = [self._held[part.tp] for part in ready]
+            parts = [self._part(part, one) for part, one in zip(ready, held, strict=True)]
+            if not parts:
+                return
+            began = time.monotonic()
+            self._unsettled = True
+            outputs = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, parts)
+            await self._outlets.deliver(outputs)
+            self._unsettled = False
+            for part, one in zip(parts, held, strict=True):
+                if self._held.get(part.tp) is not one:
+                    self.orphans += 1   # taken away meanwhile: outputs stand, the next owner makes them again, equal
+                    continue
+                one.position = int(part.offset[-1]) + 1
+                one.next = max(one.next, one.position)
+                one.stream_time = int(part.stream_time[-1])
+                one.read += len(part.records)
+            self._observe(parts, outputs, time.monotonic() - began)
+            if time.monotonic() - self._committed_at >= self._interval_s:
+                await self._commit()
+
+    def _part(self, fetched: Fetched, held: Held) -> Part:
+        records = fetched.records
+        if records[0].offset < held.position:   # the transport trims; this is the last door before the state
+            records = [record for record in records if record.offset >= held.position]
+        n = len(records)
+        stamps = np.fromiter([record.timestamp for record in records], np.int64, n)
+        offsets = np.fromiter([record.offset for record in records], np.int64, n)
+        held.end = fetched.end
+        self.largest_batch = max(self.largest_batch, n)
+        running = np.maximum(np.maximum.accumulate(stamps), held.stream_time)
+        return Part(fetched.tp, records, offsets, stamps, running, held.next)
+
+    def _compute(self, parts: list[Part]) -> list[Any]:
+        """In the scoring thread: nobody else touches the streams' state meanwhile."""
+        outputs: list[Any] = []
+        by_topic: dict[str, list[Part]] = defaultdict(list)
+        for part in parts:
+            by_topic[part.tp.topic].append(part)
+        for topic, group in by_topic.items():
+            for line in self._lines[topic]:
+                outputs += line.take(group)
+        return outputs
+
+    def _is_on(self, fetched: Fetched) -> bool:
+        """Whether the assignment that fetched these records is still the partition's."""
+        return self._outlets.begun(fetched.tp) is fetched.begin
+
+    async def _ready(self, fetched: Fetched) -> bool:
+        """Whether these records may be processed now: begun, promised far enough, on the right model."""
+        tp, last = fetched.tp, fetched.records[-1].offset
+        held = self._held.get(tp)
+        if not self._is_on(fetched):
+            return False
+        if held is None:
+            held = await self._begin(fetched)
+            if held is None:
+                return False
+        if held.until < 0 and not await self._commit_until(held):   # the digest is named before the first output
+            return False
+        if last >= held.until and last >= held.next and not await self._commit_until(held, last + 1):
+            return False
+        return await self._swap(held)
+
+    async def _begin(self, fetched: Fetched) -> Held | None:
+        """Take a partition up where its commit says; None where it is taken away meanwhile."""
+        tp, begin = fetched.tp, fetched.begin
+        found = begin.checkpoint
+        lines = self._lines[tp.topic]
+        models = {
+            line.name: self._models.load(line.name, found.digests[line.name])
+            if found and line.name in found.digests else self._models.wanted(line.name)
+            for line in lines
+        }
+        states: dict[Name, State] = {}
+        leftovers: list[bytes] = []
+        if found is not None:
+            states, leftovers = await self._outlets.read_state(tp, found.epoch, begin.next)
+            if not self._is_on(fetched):
+                return None
+        mark, mark_time = (found.mark, found.mark_time) if found else (begin.next, -1)
+        for line in lines:
+            own = {name: state for name, state in states.items() if name.stream == line.name}
+            line.assign(tp.partition, models[line.name], begin.next, mark_time, own)
+        epoch = secrets.token_hex(6)
+        held = Held(
+            tp, begin.next, found, {name: model.digest for name, model in models.items()},
+            Entries(tp.topic, tp.partition, epoch, begin.next, states), epoch, mark_time, leftovers,
+            found_until=found.until if found else -1, position=mark, models=models,
+        )
+        if found is not None:
+            held.committed = begin.next
+            if found.digests.keys() >= held.digests.keys():   # else a stream is new: its digest is named before outputs
+                held.until = found.until
+        self._held[tp] = held
+        log.info("begin %s[%d] at %d, replay from %d", tp.topic, tp.partition, begin.next, mark)
+        return held
+
+    async def _swap(self, held: Held) -> bool:
+        """Change to the wanted models where that is allowed: at a commit that names them, nothing being in flight."""
+        if held.replaying or held.next < held.found_until:
+            return True
+        wanted = {line.name: self._models.wanted(line.name) for line in self._lines[held.tp.topic]}
+        changed = {name: model for name, model in wanted.items() if model.digest != held.digests[name]}
+        if not changed:
+            return True
+        held.digests = {name: model.digest for name, model in wanted.items()}
+        if not await self._commit_until(held):
+            return False
+        for line in self._lines[held.tp.topic]:
+            if line.name in changed:
+                model = changed[line.name]
+                await asyncio.get_running_loop().run_in_executor(self._thread, line.swap, held.tp.partition, model)
+                held.models[line.name] = model
+                self.swaps += 1
+                log.info(
+                    "swap %s %s[%d] at %d to %s", line.name, held.tp.topic, held.tp.partition, held.next,
+                    model.digest[:12],
+                )
+        return True
+
+    # ---------------------------------------------------------------- commits
+
+    async def commit(self) -> bool:
+        """Commit every partition as it stands between two batches; False where nothing was committed."""
+        async with self._lock:
+            return await self._commit()
+
+    async def tick(self) -> None:
+        """Commit what an idle stream left, where the interval has passed."""
+        if time.monotonic() - self._committed_at >= self._interval_s and not self._lock.locked():
+            await self.commit()
+
+    async def _commit_until(self, held: Held, reach: int = 0) -> bool:
+        """Commit until the broker acknowledges; False once the partition is taken away."""
+        while self._held.get(held.tp) is held:
+            if held.tp not in self._outlets.assigned():
+                self._drop(held.tp)
+                return False
+            if await self._commit(must=held.tp, reach=reach):
+                return True
+            await asyncio.sleep(0.2)
+        return False
+
+    async def _commit(self, must: TP | None = None, reach: int = 0) -> bool:
+        """must : committed even where nothing changed.  reach : its `until` lies beyond this offset."""
+        self._committed_at = time.monotonic()
+        if self._unsettled:
+            return False
+        mine = self._outlets.assigned()
+        commits: dict[TP, tuple[int, str]] = {}
+        told: dict[TP, Checkpoint] = {}
+        records: list[Any] = []
+        for tp, held in self._held.items():
+            changed: dict[Name, State | None] = {}
+            for line in self._lines[tp.topic]:
+                changed |= line.changed(tp.partition)
+            if tp not in mine or (tp != must and held.next == held.committed and not (changed or held.entries.pending)):
+                continue
+            told[tp] = self._checkpoint(held, reach if tp == must else 0)
+            commits[tp] = held.next, told[tp].encode()
+            for key, value in held.entries.before_commit(held.next, changed):
+                records.append(self._outlets.state_record(tp.partition, key, value))
+        if not commits:
+            return False
+        await self._outlets.deliver(records)
+        if not await self._outlets.commit(commits):
+            return False
+        tombstones: list[Any] = []
+        for tp, checkpoint in told.items():
+            done = self._held.get(tp)
+            if done is None:
+                continue
+            done.entries.acknowledged(commits[tp][0])
+            done.committed, done.until, done.read = commits[tp][0], checkpoint.until, 0
+            tombstones += [self._outlets.state_record(tp.partition, key, None) for key in done.leftovers]
+            done.leftovers = []
+        for topic in {tp.topic for tp in told}:
+            for line in self._lines[topic]:
+                line.settled()
+        await self._outlets.deliver(tombstones)
+        return True
+
+    def _checkpoint(self, held: Held, reach: int) -> Checkpoint:
+        """What a commit of this partition says now."""
+        if held.replaying and held.found is not None:
+            mark, mark_time = held.found.mark, held.found.mark_time   # the state is not whole yet
+        elif held.replaying:
+            mark, mark_time = held.next, held.stream_time
+        else:
+            marks = [line.mark(held.tp.partition, held.next) for line in self._lines[held.tp.topic]]
+            mark, mark_time = min(marks)
+        ahead = max(LEAST_AHEAD, AHEAD_COMMITS * held.read, 2 * self.largest_batch)
+        until = max(held.next + ahead, held.until, held.found_until, reach)
+        return Checkpoint(mark, mark_time, until, held.epoch, held.digests)
+
+    # ---------------------------------------------------------------- assignments
+
+    async def drop(self, tps: Iterable[TP]) -> None:
+        """These partitions are being taken away: commit what can be within a moment, then forget them."""
+        try:
+            async with asyncio.timeout(GIVE_UP_COMMIT_S):
+                await self.commit()
+        except TimeoutError:
+            log.warning("no commit before the rebalance: a batch was in work; its outputs will be made again")
+        for tp in list(tps):
+            self._drop(tp)
+
+    def _drop(self, tp: TP) -> None:
+        """A batch still in work becomes an orphan: its outputs stand, its position goes nowhere."""
+        if self._held.pop(tp, None) is not None:
+            self._gone.append(tp)
+
+    def _forget_gone(self) -> None:
+        for tp in self._gone:
+            if tp not in self._held:
+                for line in self._lines[tp.topic]:
+                    line.revoke(tp.partition)
+        self._gone.clear()
+
+    # ---------------------------------------------------------------- looking in
+
+    @property
+    def held(self) -> Mapping[TP, Held]:
+        """Partitions by name, for metrics and the watchdog."""
+        return self._held
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)

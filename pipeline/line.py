@@ -1,0 +1,347 @@
+"""One stream's line through the worker: fetched records to columns, columns to results, results to output records.
+
+Pure computing, in the scoring thread: no I/O, no clock. What a batch causes depends on the log, the contract and the
+digest alone.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from pipeline.codec import CodecModel, encode_blocks, pack_frame
+from pipeline.core.contract import Contract
+from pipeline.core.ids import LANES, output_id
+from pipeline.core.join import Joiner
+from pipeline.core.rows import Clock, Columns, Float
+from pipeline.engine.state_topic import Name, State
+from pipeline.formats import Format, LongReadings, Reason, Rejects, make_decoder
+from pipeline.scoring.stream import Alarm, Block, Model, Result, Scored, Stream
+from pipeline.sinks import (
+    Anomaly,
+    BlockLabel,
+    DeadLetter,
+    Feature,
+    Record,
+    Score,
+    anomaly_record,
+    block_record,
+    codec_record,
+    contract_record,
+    dead_letter_record,
+    feature_record,
+    score_record,
+)
+
+
+class Part(Protocol):
+    """Records of one partition within a batch; see `pipeline.agent.Part`."""
+
+    tp: Any
+    records: list[Any]
+    offset: np.ndarray
+    time: np.ndarray
+    stream_time: np.ndarray
+    emit_from: int
+
+
+class Match(Protocol):
+    """Which devices of the topic belong to the stream."""
+
+    @property
+    def device_prefix(self) -> str | None: ...
+    @property
+    def devices(self) -> tuple[str, ...]: ...
+
+
+class OutputTopics(NamedTuple):
+    """Full names of the output topics; None where the stream does not write to one."""
+
+    scores: str | None
+    anomalies: str | None
+    blocks: str | None
+    features: str | None
+    dead_letters: str
+    codecs: str
+
+
+class Line:
+    """One stream: decoding, state and encoding.
+
+    takes_nameless : reports unreadable records that name no device; one stream of a topic does.
+    counts : what happened since the last `take_counts`, by name; for metrics.
+    """
+
+    def __init__(
+        self, name: str, topic: str, contract: Contract, spec: Format, match: Match, outputs: OutputTopics,
+        capacity: int = 64, room: int = 256, takes_nameless: bool = True,
+    ) -> None:
+        self.name, self.topic, self.contract = name, topic, contract
+        self._outputs = outputs
+        self._match = match
+        self._takes_nameless = takes_nameless
+        self._matches_all = match.device_prefix is None and not match.devices
+        self._decoder = make_decoder(contract, spec)
+        self.stream = Stream(contract, capacity, room)
+        self._joiner = Joiner(contract) if spec.layout == "long" or contract.resample else None
+        self._codecs: dict[str, CodecModel | None] = {}
+        self._preface: list[Record] = []
+        self._models: dict[int, Model] = {}
+        self._resting: dict[int, set[Name]] = {}
+        self._names = [contract.names[place] for place in contract.sensors]
+        self.counts: Counter[str] = Counter()
+        self.reasons: Counter[str] = Counter()
+
+    # ---------------------------------------------------------------- state
+
+    def assign(
+        self, partition: int, model: Model, emit_from: int, mark_time: int, states: Mapping[Name, State]
+    ) -> None:
+        """Begin a partition. states : verdict states as of `emit_from`."""
+        own = {(name.device, name.late): state for name, state in states.items()}
+        self.stream.assign(partition, model, emit_from, mark_time, own)
+        self._use(partition, model)
+        self._resting.pop(partition, None)
+        if self._joiner is not None:
+            self._joiner.revoke(partition)
+
+    def revoke(self, partition: int) -> None:
+        self.stream.revoke(partition)
+        self._models.pop(partition, None)
+        self._resting.pop(partition, None)
+        if self._joiner is not None:
+            self._joiner.revoke(partition)
+
+    def swap(self, partition: int, model: Model) -> int:
+        """See `Stream.swap`."""
+        self._use(partition, model)
+        return self.stream.swap(partition, model)
+
+    def _use(self, partition: int, model: Model) -> None:
+        self._models[partition] = model
+        if model.digest in self._codecs:
+            return
+        codec = self._codecs[model.digest] = None if model.codec is None else CodecModel.from_bytes(model.codec)
+        if self._outputs.blocks is not None:   # what a reader of the blocks needs goes out before them
+            self._preface.append(contract_record(self._outputs.codecs, self.contract))
+            if codec is not None and model.codec is not None:
+                self._preface.append(codec_record(self._outputs.codecs, codec.id, model.codec))
+
+    def mark(self, partition: int, next_offset: int) -> tuple[int, int]:
+        """(mark, stream time as of it)."""
+        mark = self.stream.mark(partition, next_offset)
+        opened = None if self._joiner is None else self._joiner.mark(partition, next_offset)
+        return mark if opened is None else min(mark, opened)
+
+    def changed(self, partition: int) -> dict[Name, State | None]:
+        """Verdict states that changed since `settled`; None at rest."""
+        rows, verdicts = self.stream.rows, self.stream.verdicts
+        resting: dict[Name, State | None] = dict.fromkeys(self._resting.get(partition, ()))
+        return resting | {
+            Name(self.name, rows.names[slot], rows.is_late(slot)): verdicts.state(slot)
+            for slot in verdicts.changed() if rows.partition[slot] == partition
+        }
+
+    def settled(self) -> None:
+        """What `changed` told is safe."""
+        self.stream.verdicts.settled()
+        self._resting.clear()
+
+    def _settle(self) -> None:
+        """Free the slots of silent devices; that their verdicts came to rest is kept until a commit has told it."""
+        rows = self.stream.rows
+        for slot in self.stream.verdicts.changed():
+            if rows.partition[slot] >= 0 and not rows.live[slot]:
+                name = Name(self.name, rows.names[slot], rows.is_late(slot))
+                self._resting.setdefault(int(rows.partition[slot]), set()).add(name)
+        self.stream.settle()
+
+    # ---------------------------------------------------------------- one batch
+
+    def take(self, batch: Sequence[Part]) -> list[Record]:
+        """Everything that these records trigger, as records to write."""
+        outputs, self._preface = self._preface, []
+        result, dead_letters = self.compute(batch)
+        outputs += dead_letters
+        self._take_result(result, outputs)
+        return outputs
+
+    def compute(self, batch: Sequence[Part]) -> tuple[Result, list[Record]]:
+        """What these records cause, and the dead letters among them."""
+        self._settle()
+        dead_letters: list[Record] = []
+        columns: list[Columns] = []
+        clocks: list[Clock] = []
+        for part in batch:
+            partition = part.tp.partition
+            clocks.append(Clock(partition, part.offset, part.stream_time))
+            self.counts["records"] += len(part.records)
+            values = [record.value for record in part.records]
+            self.counts["record_bytes"] += sum(map(len, filter(None, values)))
+            keys = [record.key for record in part.records]
+            readings, rejects = self._decoder.decode(values, keys, part.time)
+            dead_letters += self._dead_letters(part, rejects)
+            device, ts_ms, kept = readings.device, readings.ts_ms, readings.kept
+            channel = readings.channel if isinstance(readings, LongReadings) else None
+            numbers: Float = readings.value if isinstance(readings, LongReadings) else readings.values
+            if not self._matches_all:
+                own = np.flatnonzero([self._belongs(name) for name in device])
+                self.counts["unmatched"] += len(kept) - len(own)
+                device = [device[place] for place in own.tolist()]
+                ts_ms, kept, numbers = ts_ms[own], kept[own], numbers[own]
+                channel = None if channel is None else channel[own]
+            if not len(kept) and self._joiner is None:
+                continue
+            offset, time = part.offset[kept], part.stream_time[kept]
+            if self._joiner is None:
+                slots = self.stream.slots(partition, device)
+                columns.append(Columns(slots, ts_ms, offset, offset, time, offset, time, numbers))
+                continue
+            joined = self._joiner.push(device, ts_ms, channel, numbers, offset, time, clocks[-1])
+            columns.append(Columns(
+                self.stream.slots(partition, joined.device), joined.ts_ms, joined.offset, joined.pin, joined.pin_time,
+                joined.trigger, joined.stream_time, joined.values,
+            ))
+        return self.stream.push(_join(columns, len(self.contract.channels)), clocks), dead_letters
+
+    def _belongs(self, device: str) -> bool:
+        prefix = self._match.device_prefix
+        return device in self._match.devices or (prefix is not None and device.startswith(prefix))
+
+    def _take_result(self, result: Result, outputs: list[Record]) -> None:
+        for scored in result.scored:
+            is_scored = ~np.isnan(scored.score)
+            self.counts["scored"] += int(is_scored.sum())
+            self.counts["unscored"] += len(is_scored) - int(is_scored.sum())
+            if self._outputs.scores is not None:
+                outputs += self._scores(scored, np.flatnonzero(is_scored))
+        self.counts["late"] += result.late
+        self.counts["duplicates"] += result.duplicates
+        for alarm in result.alarms:
+            self.counts[alarm.event.kind] += 1
+            if self._outputs.anomalies is not None:
+                outputs.append(self._anomaly(alarm))
+        if self._outputs.blocks is not None and result.blocks:
+            outputs += self._blocks(result.blocks)
+        if self._outputs.features is not None:
+            outputs += [self._feature(block) for block in result.blocks if block.latent is not None]
+
+    # ---------------------------------------------------------------- results to records
+
+    def _place(self, slot: int) -> tuple[int, str, Any]:
+        rows = self.stream.rows
+        return int(rows.partition[slot]), rows.names[slot], LANES[rows.is_late(slot)]
+
+    def _scores(self, scored: Scored, index: np.ndarray) -> list[Record]:
+        topic = self._outputs.scores
+        if topic is None:
+            return []
+        verdict = scored.verdict
+        records = []
+        for slot, offset, ts, score, is_anomaly, is_change, episode in zip(
+            scored.slot[index].tolist(), scored.offset[index].tolist(), scored.ts_ms[index].tolist(),
+            scored.score[index].tolist(), verdict.is_anomaly[index].tolist(), verdict.is_change[index].tolist(),
+            verdict.episode_offset[index].tolist(), strict=True,
+        ):
+            partition, device, lane = self._place(slot)
+            records.append(score_record(topic, partition, Score(
+                id=output_id(self.topic, partition, "score", lane, offset), stream=self.name, device=device, lane=lane,
+                offset=offset, ts=ts, score=score, threshold=scored.threshold, is_anomaly=is_anomaly,
+                is_change=is_change, digest=scored.digest,
+                episode_id=output_id(self.topic, partition, "episode", lane, episode) if episode >= 0 else None,
+            )))
+        return records
+
+    def _anomaly(self, alarm: Alarm) -> Record:
+        event = alarm.event
+        partition, device, lane = self._place(event.slot)
+        explained: dict[str, Any] = {}
+        if alarm.contributions is not None and alarm.directions is not None:
+            explained = {
+                "contributions": dict(zip(self._names, alarm.contributions.tolist(), strict=True)),
+                "directions": {
+                    name: "above" if way > 0 else "below"
+                    for name, way in zip(self._names, alarm.directions.tolist(), strict=True) if way
+                },
+                "observed": _known(self._names, alarm.observed), "expected": _known(self._names, alarm.expected),
+            }
+        # Opened and closed once an episode, updated at most once a row: unique without the device's name.
+        at = event.trigger if event.kind == "updated" else event.start_offset
+        return anomaly_record(self._outputs.anomalies or "", partition, Anomaly(
+            id=output_id(self.topic, partition, event.kind, lane, at),
+            episode_id=output_id(self.topic, partition, "episode", lane, event.start_offset),
+            stream=self.name, device=device, lane=lane, state=event.kind, window_start=event.start_ts,
+            window_end=event.end_ts, score=event.score, peak=event.peak, threshold=alarm.threshold,
+            severity=event.severity, kind=alarm.kind, digest=alarm.digest, trigger=event.trigger, **explained,
+        ))
+
+    def _blocks(self, blocks: list[Block]) -> list[Record]:
+        topic = self._outputs.blocks or ""
+        records = []
+        by_digest: dict[str, list[Block]] = {}
+        for block in blocks:
+            by_digest.setdefault(block.digest, []).append(block)
+        for digest, group in by_digest.items():
+            coded = encode_blocks(
+                [(block.ts_ms, block.values) for block in group], self.contract.bounds, self._codecs[digest]
+            )
+            for block, data in zip(group, coded, strict=True):
+                partition, device, lane = self._place(block.slot)
+                phase = int(self.stream.rows.phase[block.slot])
+                records.append(block_record(topic, partition, BlockLabel(
+                    version=1, id=output_id(self.topic, partition, "block", lane, block.offset), stream=self.name,
+                    device=device, lane=lane, span=(int(block.ts_ms[0]) + phase) // self.contract.span_ms,
+                    first_ts=int(block.ts_ms[0]), last_ts=int(block.ts_ms[-1]), rows=len(block.ts_ms),
+                    digest=digest, trigger=block.trigger, contract=self.contract.hash[:12],
+                ), pack_frame([data])))
+                self.counts["block_rows"] += len(block.ts_ms)
+        return records
+
+    def _feature(self, block: Block) -> Record:
+        partition, device, lane = self._place(block.slot)
+        latent = [] if block.latent is None else block.latent.tolist()
+        return feature_record(self._outputs.features or "", partition, Feature(
+            id=output_id(self.topic, partition, "features", lane, block.offset), stream=self.name, device=device,
+            lane=lane, start=int(block.ts_ms[0]), end=block.latent_ts_ms, latent=latent, space=block.digest[:12],
+            digest=block.digest, trigger=block.trigger,
+        ))
+
+    def _is_ours(self, record: Any) -> bool:
+        """Whether a record that can't be read is this stream's to report: one dead letter a record, by one stream."""
+        if self._matches_all:
+            return True
+        device = self._decoder.device_of(record.value, record.key)
+        return self._takes_nameless if device is None else self._belongs(device)
+
+    def _dead_letters(self, part: Part, rejects: Rejects) -> list[Record]:
+        records = []
+        for place, reason in zip(rejects.index.tolist(), rejects.reason.tolist(), strict=True):
+            offset = int(part.offset[place])
+            if offset < part.emit_from or not self._is_ours(part.records[place]):
+                continue
+            record, code = part.records[place], Reason(reason).code
+            self.reasons[code] += 1
+            records.append(dead_letter_record(self._outputs.dead_letters, DeadLetter(
+                id=output_id(self.topic, part.tp.partition, "dead-letter", "main", offset), stream=self.name,
+                reason=code, topic=self.topic, partition=part.tp.partition, offset=offset, timestamp=record.timestamp,
+                key_bytes=len(record.key or b""), value_bytes=len(record.value or b""),
+            ), record.key, record.value))
+        return records
+
+
+def _known(names: list[str], values: np.ndarray | None) -> dict[str, float | None]:
+    """By name, None where missing."""
+    if values is None:
+        return {}
+    return {name: None if value != value else value for name, value in zip(names, values.tolist(), strict=True)}
+
+
+def _join(columns: list[Columns], channels: int) -> Columns:
+    """One batch of all partitions; empty where no row came: time passes all the same."""
+    if not columns:
+        none = np.empty(0, np.int64)
+        return Columns(none, none, none, none, none, none, none, np.empty((0, channels), np.float32))
+    if len(columns) == 1:
+        return columns[0]
+    return Columns(*(np.concatenate([getattr(one, name) for one in columns]) for name in Columns.__slots__))

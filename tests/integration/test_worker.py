@@ -1,0 +1,104 @@
+"""A worker on a real broker writes what the oracle says, no more and no less."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from pipeline import topics
+from pipeline.cli.main import app
+from pipeline.sinks import Anomaly, read_anomaly
+from tests.support.logs import make_log
+from tests.support.models import small_contract, write_small_bundle
+from tests.support.oracle import Record
+from tests.support.world import World
+
+# The bound is zero so that blocks give back every bit and compare with the oracle's.
+CONTRACT = small_contract(channels=3)
+
+
+def lossless() -> Any:
+    return msgspec.structs.replace(
+        CONTRACT, channels=tuple(msgspec.structs.replace(channel, bound=0.0) for channel in CONTRACT.channels)
+    )
+
+
+@pytest.fixture
+def world(kafka: Any, tmp_path: Path) -> Any:
+    contract = lossless()
+    bundles = [write_small_bundle(tmp_path / f"b{seed}", contract, seed, 0.7) for seed in range(3)]
+    made = World(tmp_path, kafka.bootstrap, contract, bundles)
+    yield made
+    made.close()
+
+
+def test_outputs_on_a_real_broker_equal_the_oracle(world: World) -> None:
+    world.produce([make_log(1), make_log(2)])
+    child = world.start()
+    world.wait()
+    assert world.stop(child) == 0
+    totals = world.check()
+    assert totals["repeated"] == 0
+    for anomaly in some_alerts(world):
+        result = CliRunner().invoke(app, ["explain", anomaly.id, "--config", str(world.path), "--json"])
+        assert result.exit_code == 0, result.output
+        told = json.loads(result.output)
+        assert told["same"]
+        assert told["again"]["contributions"] == pytest.approx(anomaly.contributions, rel=1e-5)
+
+
+def some_alerts(world: World) -> list[Anomaly]:
+    """An opened, an updated and a late alert, where there are such."""
+    found = {}
+    for _, record in topics.read_topic(world.bootstrap, f"{world.prefix}narrows.anomalies"):
+        anomaly = read_anomaly(record.value or b"")
+        if anomaly.contributions:
+            found[anomaly.state, anomaly.lane] = anomaly
+    assert len(found) >= 3
+    return list(found.values())
+
+
+def test_a_restart_goes_on_where_the_commit_stands(world: World) -> None:
+    logs = [make_log(3), make_log(4)]
+    world.produce([log[:700] for log in logs])
+    child = world.start()
+    world.wait()
+    assert world.stop(child) == 0
+    world.produce([log[700:] for log in logs])
+    child = world.start()
+    world.wait()
+    assert world.stop(child) == 0
+    world.check()
+
+
+POISON = [
+    (None, "tombstone"), (b"", "bad_json"), (b"\xff\xfe", "bad_utf8"), (b"[1,2]", "wrong_type"), (b"17", "wrong_type"),
+    (b'{"device":"x","ts":1,"values":{"c0":"high"}}', "wrong_type"),
+    (b'{"device":"x","ts":1,"values":{"c0":NaN}}', "not_finite"),
+    (b'{"device":"x","ts":1,"values":{"c0":1e39}}', "overflow"),
+    (b'{"device":"x","ts":99999999999999999999,"values":{"c0":1}}', "bad_time"),
+    (b'{"device":"x","ts":-5,"values":{"c0":1}}', "bad_time"),
+    (b'{"device":"x","ts":4000000000000,"values":{"c0":1}}', "future"),
+    (b'{"device":"x","ts":1000,"values":{"other":1}}', "no_channel"),
+    (b'{"device":"x","ts":1000,"values":{"c0":null,"c1":null,"c2":null}}', "no_channel"),
+    (b'{"device":"","ts":1000,"values":{"c0":1}}', "no_device"),
+    # Three records that only joined make valid JSON.
+    (b'{"device":"x","ts":1000,"values":{"c0":1}', "bad_json"), (b"}", "bad_json"), (b"{}", "no_channel"),
+    (b'{"device":"x","values":' + b"[" * 100_000, "too_deep"),
+    (b'{"device":"x","ts":1000,"pad":"' + b"a" * 900_000 + b'"}', "too_large"),
+]
+
+
+def test_poison_goes_to_the_dead_letters_and_costs_only_itself(world: World) -> None:
+    log = make_log(5)
+    for i, (raw, reason) in enumerate(POISON):
+        at = 60 * (i + 1)
+        log.insert(at, Record(0, log[at].time, f"p{i}", 0, None, raw, reason))
+    world.produce([log, make_log(6)])
+    child = world.start()
+    world.wait()
+    assert world.stop(child) == 0
+    world.check()

@@ -1,0 +1,161 @@
+"""One stream through commits, crashes and a swap, as the agent drives it: the outputs are those of one run with the
+swap alone.
+
+Ids and contents; layouts with and without joining; late rows, repeats, gaps, silence, episodes that outlive a commit.
+"""
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import pytest
+
+from pipeline.agent import Part
+from pipeline.config import Match
+from pipeline.core.contract import Contract
+from pipeline.engine.state_topic import Entries, read_entries
+from pipeline.engine.transport import TP
+from pipeline.formats import Format
+from pipeline.line import Line, OutputTopics
+from pipeline.sinks import Record, read_block_label
+from tests.support.models import small_contract, small_model
+
+Raw = namedtuple("Raw", "offset timestamp key value")
+TOPICS = OutputTopics("scores", "anomalies", "blocks", "features", "dead", "codecs")
+TP0 = TP("t", 0)
+DEVICES = ("one", "two", "three")
+STORIES = 40
+
+@dataclass(frozen=True)
+class Kind:
+    """A layout of the records, the contract that reads it, and how many members each of the two models has."""
+
+    contract: Contract
+    spec: Format
+    members: tuple[int, int] = (1, 3)
+
+
+KINDS = {
+    "wide": Kind(small_contract(2, window=4, memory=10), Format()),
+    "resampled": Kind(small_contract(2, window=4, memory=10, resample=True), Format(), (3, 1)),
+    "long": Kind(small_contract(2, window=4, memory=10), Format(layout="long")),
+    "thinned": Kind(small_contract(2, window=4, memory=10, hop=3), Format(), (1, 1)),
+}
+
+
+def make_log(kind: Kind, rng: np.random.Generator) -> list[Raw]:
+    """Stretches of a device's rows, normal ones and faults, with jumps of its own clock and pauses of all."""
+    clocks = dict.fromkeys(range(len(DEVICES)), 1_000_000)
+    now = 1_000_000
+    log: list[Raw] = []
+
+    def send(device: int, body: dict[str, object]) -> None:
+        log.append(Raw(len(log), now, DEVICES[device].encode(), msgspec.json.encode(body)))
+
+    for _ in range(rng.integers(6, 20)):
+        device = int(rng.integers(len(DEVICES)))
+        clocks[device] += int(rng.choice([0, 0, 0, 0, -3_000, 7_000, 30_000]))
+        now += int(rng.choice([0, 0, 0, 3_000, 12_000]))
+        pace = int(rng.choice([0, 300, 1_000]))
+        height = float(rng.choice([0.0, 0.0, 60.0]))
+        for _ in range(rng.integers(1, 15)):
+            clocks[device] += 1_000
+            now += pace
+            values = {"c0": float(rng.normal() + height), "c1": float(rng.normal() - height)}
+            head = {"device": DEVICES[device], "ts": clocks[device]}
+            if kind.spec.layout == "wide":
+                send(device, {**head, "values": values})
+            else:
+                for name, value in values.items():
+                    send(device, {**head, "channel": name, "value": value})
+        if rng.random() < 0.2:
+            log.append(log[-1]._replace(offset=len(log)))     # sent again
+    return log
+
+
+def id_of(output: Record) -> str:
+    """A block's stands in its label, the others' in their bodies."""
+    if output.topic == "blocks":
+        return read_block_label(output.headers).id
+    return str(msgspec.json.decode(output.value or b"{}")["id"])
+
+
+class Run:
+    """A line with the commits of one partition around it; `outputs` : (topic, id) -> contents that were written.
+
+    swap_at : the commit at this offset names another model.
+    """
+
+    def __init__(self, kind: Kind, log: list[Raw], swap_at: int) -> None:
+        self.kind, self.log, self.swap_at = kind, log, swap_at
+        self.models = [small_model(kind.contract, seed, members, 1.0) for seed, members in enumerate(kind.members)]
+        self.outputs: dict[tuple[str, str], set[bytes]] = {}
+        self.topic: dict[bytes, bytes] = {}
+        self.epochs = 0
+        self.commit_facts = (0, 0, -1, "e0")             # next, mark, stream time as of mark, epoch
+        self.begin()
+
+    def begin(self) -> None:
+        """A new worker takes over from the commit."""
+        self.next, position, mark_time, epoch = self.commit_facts
+        states, _ = read_entries(self.topic.items(), "t", 0, epoch, self.next)
+        self.epochs += 1
+        self.epoch = f"e{self.epochs}"
+        self.entries = Entries("t", 0, self.epoch, self.next, states)
+        self.line = Line("pump", "t", self.kind.contract, self.kind.spec, Match(), TOPICS)
+        self.is_swapped = 0 < self.swap_at <= self.next
+        self.line.assign(0, self.models[self.is_swapped], self.next, mark_time, states)
+        self.position, self.stream_time = position, mark_time
+
+    def read(self, count: int) -> None:
+        if self.position == self.next == self.swap_at and not self.is_swapped:
+            self.is_swapped = True
+            self.commit()
+            self.line.swap(0, self.models[1])
+        end = self.position + count
+        records = self.log[self.position : end if self.is_swapped else min(end, self.swap_at)]
+        if not records:
+            return
+        stamps = np.array([record.timestamp for record in records])
+        running = np.maximum(np.maximum.accumulate(stamps), self.stream_time)
+        offsets = np.array([record.offset for record in records])
+        for output in self.line.take([Part(TP0, records, offsets, stamps, running, self.next)]):
+            if output.topic != "codecs":                 # what readers of blocks need, once a worker
+                self.outputs.setdefault((output.topic, id_of(output)), set()).add(output.value or b"")
+        self.position += len(records)
+        self.next = max(self.next, self.position)
+        self.stream_time = int(running[-1])
+
+    def commit(self) -> None:
+        if self.position < self.next or (self.next == self.swap_at and not self.is_swapped):
+            return    # in a replay the commit that was found stands; at the swap only the one that names the new model
+        mark, mark_time = self.line.mark(0, self.next)
+        for key, value in self.entries.before_commit(self.next, self.line.changed(0)):
+            if value is None:
+                self.topic.pop(key, None)
+            else:
+                self.topic[key] = value
+        self.commit_facts = (self.next, mark, mark_time, self.epoch)
+        self.entries.acknowledged(self.next)
+        self.line.settled()
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_commits_and_crashes_change_no_output(name):
+    kind = KINDS[name]
+    for seed in range(STORIES):
+        rng = np.random.default_rng(seed)
+        log = make_log(kind, rng)
+        swap_at = int(rng.integers(1, len(log)))
+        whole, broken = Run(kind, log, swap_at), Run(kind, log, swap_at)
+        while whole.position < len(log):
+            whole.read(len(log))
+        while broken.position < len(log):
+            broken.read(int(rng.integers(1, 12)))
+            what = rng.random()
+            if what < 0.4:
+                broken.commit()
+            elif what < 0.5:
+                broken.begin()
+        assert broken.outputs == whole.outputs, f"{name}, seed {seed}"

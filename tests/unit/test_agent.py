@@ -1,0 +1,209 @@
+"""The agent against a world that the test holds in its hands: what is committed before what is written."""
+
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from pipeline.agent import Agent
+from pipeline.engine.checkpoint import Checkpoint, read_checkpoint
+from pipeline.engine.transport import TP, Begin, Fetched
+
+TP0 = TP("t", 0)
+Raw = namedtuple("Raw", "offset timestamp key value")
+FakeModel = namedtuple("FakeModel", "digest")
+
+
+class FakeLine:
+    """A stream whose every record is one output: (stream, offset, digest)."""
+
+    topic = "t"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.digest = ""
+
+    def assign(self, partition, model, emit_from, mark_time, states):
+        self.digest = model.digest
+
+    def swap(self, partition, model):
+        self.digest = model.digest
+        return 0
+
+    def revoke(self, partition): ...
+    def mark(self, partition, next_offset):
+        return next_offset, 0
+
+    def changed(self, partition):
+        return {}
+
+    def settled(self): ...
+    def take(self, batch):
+        return [
+            (self.name, offset, self.digest) for part in batch for offset in part.offset.tolist()
+            if offset >= part.emit_from
+        ]
+
+
+class FakeModels:
+    def __init__(self, wanted: dict[str, str]) -> None:
+        self.names = wanted
+
+    def wanted(self, stream):
+        return FakeModel(self.names[stream])
+
+    def load(self, stream, digest):
+        return FakeModel(digest)
+
+
+class World:
+    """Broker and group. `happened`, in order: ("commit", next, digests, until), ("output", stream, offset, digest)."""
+
+    def __init__(self, checkpoint: Checkpoint | None, next_offset: int) -> None:
+        self.begin: Begin | None = Begin(next_offset, checkpoint)
+        self.happened: list[tuple[Any, ...]] = []
+        self.while_reading: Callable[[], None] = lambda: None
+
+    async def deliver(self, outputs: Sequence[Any]) -> None:
+        self.happened += [("output", *output) for output in outputs]
+
+    async def commit(self, commits: Mapping[TP, tuple[int, str]]) -> bool:
+        for next_offset, metadata in commits.values():
+            told = _decode(metadata)
+            self.happened.append(("commit", next_offset, told.digests, told.until))
+        return True
+
+    async def read_state(self, tp, epoch, next_offset):
+        self.while_reading()
+        return {}, []
+
+    def state_record(self, partition, key, value):
+        return ("state", -1, "")
+
+    def assigned(self):
+        return {TP0}
+
+    def begun(self, tp):
+        return self.begin
+
+
+def _decode(metadata: str) -> Checkpoint:
+    found = read_checkpoint(metadata, "t[0]")
+    assert found is not None
+    return found
+
+
+def make_agent(world: World, wanted: dict[str, str]) -> tuple[Agent, FakeModels]:
+    models = FakeModels(wanted)
+    agent = Agent([FakeLine(name) for name in wanted], models, world, 3600.0, lambda *_: None)
+    return agent, models
+
+
+def fetched(world: World, first: int, last: int) -> list[Fetched]:
+    records = [Raw(offset, offset, None, b"") for offset in range(first, last + 1)]
+    return [Fetched(TP0, records, last + 1, world.begin)]
+
+
+def outputs_before_their_commit(world: World) -> list[tuple[Any, ...]]:
+    """Outputs whose digest, or whose offset below `until`, no earlier commit had named."""
+    found = world.begin.checkpoint if world.begin else None
+    digests, until = (dict(found.digests), found.until) if found else ({}, -1)
+    wrong = []
+    for what, *facts in world.happened:
+        if what == "commit":
+            _, digests, until = facts
+        elif digests.get(facts[0]) != facts[2] or facts[1] >= until:
+            wrong.append(tuple(facts))
+    return wrong
+
+
+@pytest.mark.parametrize("last", [9, 5_000])
+async def test_the_first_output_comes_after_the_first_commit(last):
+    world = World(None, 0)
+    agent, _ = make_agent(world, {"a": "one"})
+    await agent.take(fetched(world, 0, last))
+    assert world.happened[0][:3] == ("commit", 0, {"a": "one"})
+    assert outputs_before_their_commit(world) == []
+
+
+async def test_outputs_at_or_beyond_until_wait_for_a_commit():
+    world = World(None, 0)
+    agent, _ = make_agent(world, {"a": "one"})
+    for first in range(0, 20_000, 700):
+        await agent.take(fetched(world, first, first + 699))
+    assert outputs_before_their_commit(world) == []
+
+
+async def test_a_stream_that_is_new_in_a_topic_writes_nothing_before_a_commit_names_its_digest():
+    world = World(Checkpoint(90, 0, 5_000, "e", {"a": "one"}), 100)
+    agent, _ = make_agent(world, {"a": "one", "b": "two"})
+    await agent.take(fetched(world, 90, 120))
+    assert outputs_before_their_commit(world) == []
+    assert {output[1] for output in world.happened if output[0] == "output"} == {"a", "b"}
+
+
+async def test_a_promise_found_in_a_commit_is_never_taken_back():
+    world = World(Checkpoint(90, 0, 500_000, "e", {"a": "one"}), 100)
+    agent, _ = make_agent(world, {"a": "one", "b": "two"})
+    await agent.take(fetched(world, 90, 120))
+    assert [facts[2] for what, *facts in world.happened if what == "commit"] == [500_000]
+
+
+async def test_who_took_over_names_a_new_digest_only_where_the_old_promise_ends():
+    world = World(Checkpoint(100, 0, 400, "e", {"a": "one"}), 100)
+    agent, _ = make_agent(world, {"a": "new"})
+    for first in range(100, 1_000, 50):
+        await agent.take(fetched(world, first, first + 49))
+    written = [facts for what, *facts in world.happened if what == "output"]
+    assert {digest for _, offset, digest in written if offset < 400} == {"one"}
+    assert {digest for _, offset, digest in written if offset >= 400} == {"new"}
+    assert outputs_before_their_commit(world) == []
+
+
+async def test_a_swap_names_its_digest_in_a_commit_before_the_first_output():
+    world = World(None, 0)
+    agent, models = make_agent(world, {"a": "one"})
+    await agent.take(fetched(world, 0, 9))
+    models.names["a"] = "two"
+    await agent.take(fetched(world, 10, 19))
+    assert outputs_before_their_commit(world) == []
+    assert world.happened[-1] == ("output", "a", 19, "two")
+
+
+async def test_records_fetched_for_an_assignment_that_is_over_are_dropped():
+    world = World(None, 0)
+    agent, _ = make_agent(world, {"a": "one"})
+    old = fetched(world, 0, 9)
+    world.begin = Begin(0, None)
+    await agent.take(old)
+    assert world.happened == []
+
+
+async def test_records_that_wait_when_their_partition_is_taken_away_begin_nothing():
+    world = World(None, 0)
+    agent, _ = make_agent(world, {"a": "one"})
+    await agent.take(fetched(world, 0, 9))
+    waiting = fetched(world, 10, 19)
+    world.begin = None
+    await agent.drop([TP0])
+    del world.happened[:]
+    await agent.take(waiting)
+    assert world.happened == []
+    assert not agent.held
+
+
+async def test_a_partition_taken_away_while_its_state_is_read_is_not_begun():
+    world = World(Checkpoint(0, 0, 5_000, "e", {"a": "one"}), 0)
+    agent, _ = make_agent(world, {"a": "one"})
+    found = fetched(world, 0, 9)
+
+    def taken_away() -> None:
+        world.begin = Begin(50, Checkpoint(50, 0, 5_000, "f", {"a": "one"}))
+
+    world.while_reading = taken_away
+    await agent.take(found)
+    assert world.happened == []
+    world.while_reading = lambda: None
+    await agent.take(fetched(world, 50, 59))
+    assert [facts[1] for what, *facts in world.happened if what == "output"] == list(range(50, 60))

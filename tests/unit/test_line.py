@@ -1,0 +1,81 @@
+"""One stream of a worker, and what it owes to the others of its topic and to the state topic."""
+
+from collections import namedtuple
+
+import msgspec
+import numpy as np
+
+from pipeline.agent import Part
+from pipeline.config import Match
+from pipeline.core.contract import Channel, Contract
+from pipeline.engine.state_topic import Name
+from pipeline.engine.transport import TP
+from pipeline.formats import Format
+from pipeline.line import Line, OutputTopics
+from pipeline.sinks import Record
+from tests.support.models import small_contract, small_model
+
+Raw = namedtuple("Raw", "offset timestamp key value")
+TOPICS = OutputTopics("scores", "anomalies", "blocks", "features", "dead", "codecs")
+
+
+def make_line(name: str, contract: Contract, prefix: str | None = None, takes_nameless: bool = True) -> Line:
+    line = Line(
+        name, "t", contract, Format(), Match(device_prefix=prefix), TOPICS, takes_nameless=takes_nameless,
+    )
+    line.assign(0, small_model(contract), 0, -1, {})
+    return line
+
+
+def reading(offset: int, device: str, ts: int, values: dict[str, float]) -> Raw:
+    return Raw(offset, ts, device.encode(), msgspec.json.encode({"device": device, "ts": ts, "values": values}))
+
+
+def batch(records: list[Raw], stream_time: int = -1) -> list[Part]:
+    offset = np.array([record.offset for record in records])
+    time = np.array([record.timestamp for record in records])
+    running = np.maximum(np.maximum.accumulate(time), stream_time)
+    return [Part(TP("t", 0), records, offset, time, running, 0)]
+
+
+def dead_letters(lines: list[Line], records: list[Raw]) -> list[tuple[str, str]]:
+    """(stream, reason) of each."""
+    outputs: list[Record] = [output for line in lines for output in line.take(batch(records))]
+    headers = [dict(output.headers) for output in outputs if output.topic == "dead"]
+    return [(each["stream"].decode(), each["reason"].decode()) for each in headers]
+
+
+def test_streams_of_one_topic_do_not_reject_each_others_records():
+    lines = [
+        make_line("a", small_contract(2), "a"),
+        make_line("b", Contract(channels=(Channel(name="x"),), window=8, memory=30), "b", takes_nameless=False),
+    ]
+    records = [reading(0, "a1", 1_000, {"c0": 1.0, "c1": 2.0}), reading(1, "b1", 1_000, {"x": 1.0})]
+    assert dead_letters(lines, records) == []
+
+
+def test_an_unreadable_record_of_a_shared_topic_is_one_dead_letter_of_the_stream_that_its_key_names():
+    lines = [make_line("a", small_contract(2), "a"), make_line("b", small_contract(2), "b", takes_nameless=False)]
+    assert dead_letters(lines, [Raw(0, 1_000, b"b1", b"{")]) == [("b", "bad_json")]
+    assert dead_letters(lines, [Raw(1, 1_000, None, b"{")]) == [("a", "bad_json")]
+    assert dead_letters(lines, [reading(2, "b1", 1_000, {})]) == [("b", "no_channel")]
+
+
+def test_an_episode_that_silence_closed_is_told_to_the_state_topic_though_its_device_is_forgotten():
+    contract = small_contract(2)
+    line = make_line("a", contract)
+    line.take(batch([
+        reading(step, "one", 1_000 * step, {"c0": 0.0 if step < 20 else 50.0 * (1 + step % 2), "c1": 0.0})
+        for step in range(60)
+    ]))
+    name = Name("a", "one", False)
+    opened = line.changed(0)[name]
+    assert opened is not None
+    assert opened["is_open"]
+    line.settled()
+    later = 59_000 + contract.silence_ms + 5_000
+    for step in range(3):                                 # silent at the first, its slot is given away at the second
+        line.take(batch([reading(60 + step, "two", later + step, {"c0": 0.0, "c1": 0.0})], later))
+    assert line.changed(0)[name] is None
+    line.settled()
+    assert line.changed(0) == {}
