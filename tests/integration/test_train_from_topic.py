@@ -1,0 +1,73 @@
+"""`narrows train --from-topic`, on a real Kafka: rows between offsets fixed at the start, named in the manifest."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import yaml
+from kafka import KafkaProducer
+from typer.testing import CliRunner
+
+from pipeline.cli.main import app
+from pipeline.errors import BadInput
+from pipeline.registry.bundle import load_bundle
+
+FIRST_MS = 1_700_000_000_000
+CHANNELS = ("x", "y")
+CONTRACT = {"channels": [{"name": name} for name in CHANNELS], "window": 8, "memory": 24}
+
+
+@pytest.fixture(scope="module")
+def published(kafka) -> tuple[str, str]:  # type: ignore[no-untyped-def]
+    """A topic with 1 500 rows of one device, a second apart."""
+    topic = kafka.new_topic(2, "train")
+    producer = KafkaProducer(bootstrap_servers=kafka.bootstrap)
+    rng = np.random.default_rng(0)
+    for number in range(1500):
+        values = {"x": float(np.sin(number / 20) + 0.1 * rng.normal()), "y": float(rng.normal())}
+        ts_ms = FIRST_MS + 1000 * number
+        value = msgspec.json.encode({"device": "one", "ts": ts_ms, "values": values})
+        producer.send(topic, value, b"one", partition=1, timestamp_ms=ts_ms)
+    producer.flush()
+    producer.close()
+    return kafka.bootstrap, topic
+
+
+def run(folder: Path, published: tuple[str, str], *options: str) -> None:
+    bootstrap, topic = published
+    config = folder / "narrows.yaml"
+    config.write_text(yaml.safe_dump({"kafka": {"bootstrap": bootstrap}}))
+    contract = folder / "contract.yaml"
+    contract.write_text(yaml.safe_dump(CONTRACT))
+    done = CliRunner().invoke(app, [
+        "train", "--from-topic", topic, "--config", str(config), "--contract", str(contract), "--model", "var",
+        "--out", str(folder / "bundle"), "--no-report", *options])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+
+
+def test_all_rows_of_the_topic_are_learned_from_and_its_offsets_are_in_the_manifest(
+    published: tuple[str, str], tmp_path: Path
+) -> None:
+    run(tmp_path, published)
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    assert manifest.data["rows"] == 1500
+    assert manifest.data["ranges"] == {"0": [0, 0], "1": [0, 1500]}
+    assert manifest.data["topic"] == published[1]
+
+
+def test_since_is_a_time_of_the_records(published: tuple[str, str], tmp_path: Path) -> None:
+    run(tmp_path, published, "--since", str(FIRST_MS + 500_000))
+    manifest = load_bundle(tmp_path / "bundle").manifest
+    assert manifest.data["ranges"]["1"] == [500, 1500]
+    assert manifest.data["first_ts_ms"] == FIRST_MS + 500_000
+
+
+def test_a_topic_that_no_stream_reads_needs_a_contract(published: tuple[str, str], tmp_path: Path) -> None:
+    config = tmp_path / "narrows.yaml"
+    config.write_text(yaml.safe_dump({"kafka": {"bootstrap": published[0]}}))
+    done = CliRunner().invoke(app, ["train", "--from-topic", published[1], "--config", str(config), "--out", "b"])
+    assert isinstance(done.exception, BadInput)
+    assert "--contract" in str(done.exception)

@@ -1,0 +1,118 @@
+"""The Python API: shapes, missing values, the incremental step, generation, saving."""
+
+import doctest
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from pipeline.errors import BadInput
+from training import AutoencoderModel, estimator, generate
+from training.incremental import Replay
+
+
+def series(rows: int = 500, shift: float = 0.0, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    steps = np.arange(rows)
+    waves = np.stack([np.sin(steps / 6), np.cos(steps / 6), np.sin(steps / 3 + shift)], axis=1)
+    return (waves + shift * np.array([1, 0, -1]) + 0.05 * rng.normal(size=(rows, 3))) * [1, 10, 100] + [0, 50, 0]
+
+
+def small(**settings: object) -> AutoencoderModel:
+    return AutoencoderModel(window=12, latent=4, settings={"epochs": 6, "hidden": [32], **settings})
+
+
+@pytest.fixture(scope="module")
+def fitted() -> AutoencoderModel:
+    return small().fit(series())
+
+
+def test_the_doctest_of_the_module_holds() -> None:
+    assert doctest.testmod(estimator).failed == 0
+
+
+def test_parameters_can_be_read_set_and_cloned() -> None:
+    from sklearn.base import clone
+
+    model = clone(AutoencoderModel(family="conv", latent=3))
+    assert model.get_params()["family"] == "conv"
+    assert model.set_params(latent=5).latent == 5
+
+
+def test_rows_and_windows_give_the_same_latents(fitted: AutoencoderModel) -> None:
+    rows = series(40)
+    windows = np.lib.stride_tricks.sliding_window_view(rows, 12, axis=0).transpose(0, 2, 1)
+    np.testing.assert_allclose(fitted.transform(rows), fitted.transform(windows), atol=1e-6)
+
+
+def test_a_hole_is_not_scored_and_an_empty_window_has_no_score(fitted: AutoencoderModel) -> None:
+    rows = series(12)
+    rows[5, 1] = np.nan
+    assert np.isfinite(fitted.score(rows)).all()
+    assert np.isnan(fitted.score(np.full((12, 3), np.nan))).all()
+
+
+def test_an_offset_scores_higher(fitted: AutoencoderModel) -> None:
+    rows = series(60, seed=4)
+    assert fitted.score(rows + np.array([0, 0, 150])).mean() > 3 * fitted.score(rows).mean()
+
+
+def test_the_incremental_step_learns_the_new_and_replay_keeps_the_old() -> None:
+    rng = np.random.default_rng(0)
+    old, new = ((rng.normal(size=(1200, 2)) @ rng.normal(size=(2, 36))).reshape(-1, 12, 3) for _ in range(2))
+    error = {}
+    for has_replay in (True, False):
+        model = small(epochs=30, linear_path=False, rate=5e-3).fit(old[:1000])
+        before_new = model.score(new[1000:]).mean()
+        for part in np.split(new[:1000], 4):
+            if not has_replay:
+                model.replay_ = Replay()
+            model.learn(part)
+        assert model.score(new[1000:]).mean() < 0.5 * before_new
+        error[has_replay] = model.score(old[1000:]).mean()
+    assert error[True] < 0.75 * error[False]
+
+
+def test_a_replay_is_a_uniform_sample_of_all_that_it_saw() -> None:
+    replay = Replay(size=200, seed=3)
+    for start in range(0, 5000, 50):
+        replay.add(np.arange(start, start + 50, dtype=np.float32)[:, None, None])
+    kept = replay.windows.ravel()
+    assert replay.seen == 5000
+    assert len(set(kept.tolist())) == 200
+    assert 2000 < kept.mean() < 3000
+
+
+def test_samples_lie_in_the_range_of_the_data_and_on_its_lattice() -> None:
+    rng = np.random.default_rng(0)
+    windows = rng.integers(0, 5, size=(300, 12, 2)).astype(np.float32)
+    model = AutoencoderModel(family="vae", window=12, latent=3, settings={"epochs": 2}).fit(windows)
+    made = model.sample(40, seed=1)
+    assert made.shape == (40, 12, 2)
+    np.testing.assert_allclose(made, np.rint(made), atol=1e-3)
+    assert made.min() >= -1e-3
+    assert made.max() <= 4 + 1e-3
+
+
+def test_a_classifier_tells_noise_from_data_and_not_data_from_data() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(2, 200, 6, 2))
+    assert generate.told_apart(one, other)["best"] < 0.62
+    assert generate.told_apart(one, other + 2)["best"] > 0.9
+
+
+def test_what_was_saved_says_the_same(fitted: AutoencoderModel, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "model.safetensors")
+    again = small().load(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(again.score(series(50)), fitted.score(series(50)))
+
+
+def test_bad_shapes_are_refused_with_what_to_give(fitted: AutoencoderModel) -> None:
+    with pytest.raises(BadInput, match="fewer than one window"):
+        fitted.transform(series(5))
+    with pytest.raises(BadInput, match="fitted on 3"):
+        fitted.transform(np.zeros((20, 2)))
+    with pytest.raises(BadInput, match="no value in any row"):
+        small().fit(np.full((100, 2), np.nan))

@@ -1,0 +1,96 @@
+"""`narrows train`, `tune`, `evaluate`, `report` as a person types them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+pytest.importorskip("torch")
+
+from pipeline.cli.main import app
+from pipeline.errors import BadInput
+from pipeline.registry.bundle import load_bundle
+from training.recipe import Recipe, parse_recipe
+
+
+def call(*arguments: object) -> Result:
+    done = CliRunner().invoke(app, [str(one) for one in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 900 rows with a fault in rows 700 to 760, and a bundle trained on the first 600."""
+    place = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    steps = np.arange(900)
+    values = np.column_stack([np.sin(steps / 9), np.cos(steps / 9), rng.normal(size=900)])
+    values += 0.05 * rng.normal(size=(900, 3))
+    anomaly = ((steps >= 700) & (steps < 760)).astype(int)
+    values[anomaly == 1, 1] += 4
+    lines = ["ts;a;b;c;anomaly"]
+    lines += [f"{1_700_000_000 + step};{row[0]:.4f};{row[1]:.4f};{row[2]:.4f};{bad}"
+              for step, row, bad in zip(steps, values, anomaly, strict=True)]
+    (place / "pump.csv").write_text("\n".join(lines) + "\n")
+    call("train", place / "pump.csv", "--rows", "0:600", "--out", place / "bundle", "--window", 8, "--memory", 40,
+         "--epochs", 3, "--set", "hidden=[16]", "--accept-shift", "--json")
+    return place
+
+
+def test_train_writes_a_bundle_with_card_report_and_every_setting(folder: Path) -> None:
+    manifest = load_bundle(folder / "bundle").manifest
+    assert manifest.recipe["epochs"] == 3
+    assert manifest.recipe["hidden"] in ([16], (16,))
+    assert (folder / "bundle" / "card.md").read_text().startswith(f"# dense {manifest.short}")
+    page = (folder / "bundle" / "report" / "index.html").read_text()
+    for name in ("loss.png", "rebuilt.png", "scores.png", "latent.png", "channels.png", "families.png"):
+        assert (folder / "bundle" / "report" / name).read_bytes().startswith(b"\x89PNG")
+        assert name in page
+    assert not list(folder.glob("*.checkpoint"))
+
+
+def test_evaluate_measures_the_fault(folder: Path) -> None:
+    done = call("evaluate", folder / "pump.csv", "--bundle", folder / "bundle", "--rows", "600:",
+                "--label-column", "anomaly", "--json")
+    figures = json.loads(done.stdout)
+    assert figures["average_precision"] > 0.7
+    assert figures["label_share"] == pytest.approx(60 / 293, rel=0.1)
+
+
+def test_report_draws_precision_and_recall_where_labels_are_given(folder: Path) -> None:
+    call("report", folder / "bundle", folder / "pump.csv", "--label-column", "anomaly", "--out", folder / "pictures")
+    assert (folder / "pictures" / "precision_recall.png").exists()
+
+
+def test_a_search_goes_on_from_its_journal_and_its_recipe_trains(folder: Path) -> None:
+    common = ("tune", folder / "pump.csv", "--rows", "0:600", "--window", 8, "--epochs", 1, "--folds", 2, "--out",
+              folder / "recipe.yaml", "--json")
+    call(*common, "--trials", 1)
+    done = call(*common, "--trials", 2)
+    assert json.loads(done.stdout.splitlines()[-1])["trials"] == 2
+    recipe = parse_recipe(yaml.safe_load((folder / "recipe.yaml").read_text()))
+    assert recipe.epochs == Recipe().epochs
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("--set", "rat=1"), "rat"), (("--set", "rate"), "NAME=VALUE"), (("--model", "lstm"), "give one of dense"),
+    (("--set", "rate=-1"), "recipe.rate"), (("--rows", "890:"), "rows"), (("--device-column", "x"), "no column"),
+    ((), "--label-column anomaly"),
+], ids=["setting", "no value", "family", "bad value", "too few rows", "no such column", "labelled rows"])
+def test_what_can_not_be_done_is_said_with_what_to_do(folder: Path, options: tuple[str, ...], message: str) -> None:
+    with pytest.raises(BadInput, match=message) as error:
+        call("train", folder / "pump.csv", "--out", folder / "other", *options)
+    assert error.value.exit_code == 3
+    assert not (folder / "other").exists()
+
+
+def test_a_file_without_time_is_refused_with_the_option_that_makes_one(folder: Path) -> None:
+    (folder / "plain.csv").write_text("a,b\n" + "\n".join("1,2" for _ in range(50)))
+    with pytest.raises(BadInput, match="--time-column none --step"):
+        call("train", folder / "plain.csv", "--out", folder / "other")

@@ -1,0 +1,472 @@
+"""`narrows train`, `tune`, `evaluate`, `report`. Cheap to import: torch comes in when a command runs."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import numpy as np
+import typer
+import yaml
+
+from pipeline.cli.files import file_options, read_told
+from pipeline.cli.options import (
+    ConfigFile,
+    ContextColumns,
+    DeviceColumn,
+    IgnoreColumns,
+    Json,
+    Missing,
+    Rows,
+    Step,
+    TimeColumn,
+    TimeUnit,
+)
+from pipeline.config import parse_yaml
+from pipeline.core.contract import Contract, parse_contract
+from pipeline.errors import BadInput
+from pipeline.formats.files import Table, split_columns
+from training.history import Epoch, History
+from training.recipe import FAMILIES, WITHOUT_TORCH, Recipe, parse_recipe
+
+if TYPE_CHECKING:
+    from pipeline.registry.bundle import Bundle
+    from training.prepare import Prepared
+
+Sources = Annotated[
+    list[str] | None,
+    typer.Argument(help="CSV, Parquet, JSON lines; or an example: digits, tones.", show_default=False),
+]
+Labels = Annotated[
+    list[str] | None, typer.Option("--label-column", help="Columns that mark anomalous rows; never features: a,b.")
+]
+Model = Annotated[str, typer.Option("--model", help=f"{', '.join((*FAMILIES, *WITHOUT_TORCH))}.")]
+RecipeFile = Annotated[Path | None, typer.Option("--recipe", help="YAML with settings (docs/training.md).")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="One setting, as loss=huber; repeatable.")]
+ContractFile = Annotated[Path | None, typer.Option("--contract", help="YAML or JSON; default: derived from the data.")]
+Window = Annotated[int | None, typer.Option("--window", help="T, rows that the model sees at once.", show_default="32")]
+Memory = Annotated[int | None, typer.Option("--memory", help="H, rows that a score may depend on.", show_default="160")]
+Hop = Annotated[int | None, typer.Option("--hop", help="Score one row in so many steps.", show_default="1")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of torch; the weights depend on it.")]
+
+
+def train(
+    sources: Sources = None,
+    out: Annotated[Path, typer.Option("--out", help="The bundle's folder.", show_default=False)] = Path("bundle"),
+    model: Model = "dense",
+    rows: Rows = None,
+    recipe_file: RecipeFile = None,
+    changes: Changes = None,
+    contract_file: ContractFile = None,
+    window: Window = None,
+    memory: Memory = None,
+    hop: Hop = None,
+    latent: Annotated[int | None, typer.Option("--latent", help="D.", show_default="1.5 a scored channel")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", show_default="60")] = None,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    nominal: Annotated[float, typer.Option("--nominal", help="Share of normal rows over the threshold.")] = 0.01,
+    alerts_per_week: Annotated[
+        float | None, typer.Option("--alerts-per-device-week", help="Wanted alerts instead of --nominal.")
+    ] = None,
+    time_column: TimeColumn = None,
+    time_unit: TimeUnit = None,
+    step: Step = None,
+    device_column: DeviceColumn = None,
+    ignore_columns: IgnoreColumns = None,
+    context_columns: ContextColumns = None,
+    label_columns: Labels = None,
+    missing: Missing = None,
+    trim: Annotated[bool, typer.Option("--trim", help="Leave contaminated rows out instead of refusing.")] = False,
+    accept_shift: Annotated[
+        bool, typer.Option("--accept-shift", help="Export even where held-out rows lie over the threshold too often.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill, from OUT.checkpoint.")] = False,
+    from_topic: Annotated[str | None, typer.Option("--from-topic", help="Kafka topic instead of files.")] = None,
+    since: Annotated[str | None, typer.Option("--since", help="First record: ISO 8601 or epoch ms.")] = None,
+    stream: Annotated[str | None, typer.Option("--stream", help="Configured stream that reads it.")] = None,
+    config: ConfigFile = None,
+    is_quantised: Annotated[bool, typer.Option("--int8", help="8-bit weights where detection holds.")] = False,
+    has_report: Annotated[bool, typer.Option("--report/--no-report", help="Pictures and model card.")] = True,
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Train a model, calibrate it on held-out rows, export it to ONNX, and write a bundle with report and card.
+
+    Examples:
+      narrows train pump-*.csv --rows 0:400 --ignore-columns anomaly --out pump.bundle
+      narrows train digits --model conv --out digits.bundle
+      narrows train --from-topic readings --since 2026-01-01 --out pump.bundle
+    """
+    began = time.monotonic()
+    wishes = _wishes(recipe_file, changes, model=model, latent=latent, epochs=epochs, seed=seed)
+    table, contract, source = _rows_of(
+        sources, from_topic, since, stream, config, contract_file, window, memory, hop,
+        {"time_column": time_column, "time_unit": time_unit, "step": step, "device_column": device_column,
+         "ignore_columns": ignore_columns, "context_columns": context_columns, "label_columns": label_columns,
+         "rows": rows, "missing": missing}, wishes)
+    labels = split_columns(label_columns or ())
+    masked = _labelled(table, labels)
+    masked = _uncontaminated(table, contract, masked, source, trim=trim, accept=accept_shift)
+    calibration = {"nominal": nominal, "alerts_per_device_week": alerts_per_week, "refuse": not accept_shift}
+    if wishes["model"] in WITHOUT_TORCH:
+        bundle, prepared, history = _baseline(table, contract, wishes, out, masked, source, calibration)
+    else:
+        bundle, prepared, history = _torch(
+            table, contract, parse_recipe(wishes), out, masked, source, calibration, resume=resume,
+            threads=threads, is_quantised=is_quantised)
+    if has_report:
+        _write_report(bundle, prepared, history, table, labels, out)
+    _tell(bundle, out, time.monotonic() - began, json)
+
+
+def tune(
+    sources: Sources = None,
+    out: Annotated[Path, typer.Option("--out", help="Recipe for `narrows train --recipe`.")] = Path("recipe.yaml"),
+    model: Model = "dense",
+    trials: Annotated[int, typer.Option("--trials", min=1)] = 30,
+    timeout_s: Annotated[float | None, typer.Option("--timeout", help="Seconds.")] = None,
+    folds: Annotated[int, typer.Option("--folds", min=2, help="Blocks of time, each held out once.")] = 3,
+    journal: Annotated[
+        Path | None, typer.Option("--journal", help="The search; it goes on from it.", show_default="OUT.journal")
+    ] = None,
+    rows: Rows = None,
+    recipe_file: RecipeFile = None,
+    changes: Changes = None,
+    contract_file: ContractFile = None,
+    window: Window = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", show_default="15")] = None,
+    latent: Annotated[int | None, typer.Option("--latent", help="D.", show_default="1.5 a scored channel")] = None,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    time_column: TimeColumn = None,
+    time_unit: TimeUnit = None,
+    step: Step = None,
+    device_column: DeviceColumn = None,
+    ignore_columns: IgnoreColumns = None,
+    context_columns: ContextColumns = None,
+    label_columns: Labels = None,
+    missing: Missing = None,
+    threads: Threads = 1,
+    json: Json = False,
+) -> None:
+    """Search settings of training by held-out error over blocks of time; killed, it goes on from its journal.
+
+    Example: narrows tune pump-*.csv --rows 0:400 --trials 40 --out recipe.yaml
+    """
+    wishes = _wishes(recipe_file, changes, model=model, latent=latent, epochs=epochs or 15, seed=seed)
+    if wishes["model"] in WITHOUT_TORCH:
+        raise BadInput(f"--model {wishes['model']}: a baseline has nothing to tune; give one of {', '.join(FAMILIES)}")
+    table, contract, _ = _rows_of(
+        sources, None, None, None, None, contract_file, window, None, None,
+        {"time_column": time_column, "time_unit": time_unit, "step": step, "device_column": device_column,
+         "ignore_columns": ignore_columns, "context_columns": context_columns, "label_columns": label_columns,
+         "rows": rows, "missing": missing}, wishes)
+    torch = _torch_module(threads)
+    from training import data
+    from training.prepare import prepare
+    from training.tune import tune as search
+
+    torch.set_num_threads(threads)
+    data.check_order(table)
+    prepared = prepare(contract, table.devices, table.device, table.ts_ms, data.in_contract_order(table, contract),
+                       mask=_labelled(table, split_columns(label_columns or ())))
+    tuned = search(
+        prepared, parse_recipe(wishes), journal or out.with_name(f"{out.name}.journal"), trials=trials,
+        timeout_s=timeout_s, folds=folds,
+        progress=lambda number, error, best: _say(f"trial {number}: {error:.4f}, best {best:.4f}"))
+    # The search's short epochs are not the training's: the rest of the recipe keeps its defaults.
+    chosen = {name: value for name, value in msgspec.to_builtins(tuned.recipe).items()
+              if value != msgspec.to_builtins(Recipe())[name] and name != "epochs"}
+    out.write_text(yaml.safe_dump({"model": tuned.recipe.model, **chosen}, sort_keys=True))
+    if json:
+        print(msgspec.json.encode({"recipe": chosen, "error": tuned.error, "first": tuned.first, "trials": tuned.trials,
+                                   "pruned": tuned.pruned}).decode())
+        return
+    print(f"{out}: held-out error of the newest row {tuned.error:.4f}, {tuned.first:.4f} with the settings it began "
+          f"with; {tuned.trials} trials, {tuned.pruned} given up early")
+
+
+def evaluate(
+    sources: Sources = None,
+    bundle_folder: Annotated[Path, typer.Option("--bundle", help="The bundle's folder.")] = Path("bundle"),
+    label_columns: Labels = None,
+    rows: Rows = None,
+    time_column: TimeColumn = None,
+    time_unit: TimeUnit = None,
+    step: Step = None,
+    device_column: DeviceColumn = None,
+    missing: Missing = None,
+    pictures: Annotated[Path | None, typer.Option("--pictures", help="Folder for a report on these rows.")] = None,
+    json: Json = False,
+) -> None:
+    """Score files by a bundle and measure honestly: false and missed alarms, precision and recall, episodes.
+
+    Example: narrows evaluate --bundle pump.bundle pump-*.csv --rows 400: --label-column anomaly
+    """
+    from pipeline.registry.bundle import load_bundle
+    from training import evaluate as judging
+    from training import report as reports
+
+    bundle = load_bundle(bundle_folder)
+    labels = split_columns(label_columns or ())
+    table = _read(sources, {"time_column": time_column, "time_unit": time_unit, "step": step, "rows": rows,
+                            "device_column": device_column, "missing": missing, "label_columns": label_columns,
+                            "channels": bundle.contract.names})
+    scored = judging.score_table(bundle, table)
+    label = judging.label_of(scored, table, labels)
+    figures = judging.measure(scored, label)
+    if pictures is not None:
+        reports.make(bundle, scored.prepared, label=label, figures=figures).write(pictures)
+    if json:
+        print(msgspec.json.encode({"bundle": bundle.digest, **figures}).decode())
+        return
+    print("\n".join(judging.to_lines(figures)))
+
+
+def report(
+    bundle_folder: Annotated[Path, typer.Argument(help="The bundle's folder.", show_default=False)],
+    sources: Sources = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder.", show_default="BUNDLE/report")] = None,
+    label_columns: Labels = None,
+    rows: Rows = None,
+    time_column: TimeColumn = None,
+    time_unit: TimeUnit = None,
+    step: Step = None,
+    device_column: DeviceColumn = None,
+    missing: Missing = None,
+    json: Json = False,
+) -> None:
+    """Draw a bundle's report again, on the rows of these files.
+
+    Example: narrows report pump.bundle pump-*.csv --rows 400: --label-column anomaly --out pictures
+    """
+    from pipeline.registry.bundle import load_bundle
+    from training import evaluate as judging
+    from training import report as reports
+
+    bundle = load_bundle(bundle_folder)
+    table = _read(sources, {"time_column": time_column, "time_unit": time_unit, "step": step, "rows": rows,
+                            "device_column": device_column, "missing": missing, "label_columns": label_columns,
+                            "channels": bundle.contract.names})
+    scored = judging.score_table(bundle, table)
+    label = judging.label_of(scored, table, split_columns(label_columns or ()))
+    folder = out or bundle_folder / "report"
+    page = reports.make(bundle, scored.prepared, label=label, figures=judging.measure(scored, label))
+    page.write(folder)
+    place = folder / "index.html"
+    print(msgspec.json.encode({"report": str(place), "pictures": sorted(page.pictures)}).decode() if json else place)
+
+
+def _wishes(recipe_file: Path | None, changes: list[str] | None, **options: Any) -> dict[str, Any]:
+    """Recipe file, then options, then --set; the last word counts."""
+    wishes: dict[str, Any] = {}
+    if recipe_file is not None:
+        wishes = _yaml(recipe_file) or {}
+        if not isinstance(wishes, dict):
+            raise BadInput(f"{recipe_file}: a recipe is a map of settings, as `epochs: 40`")
+    given = {name: value for name, value in options.items() if value is not None}
+    if "model" in wishes and given.get("model") == "dense":
+        given.pop("model")
+    wishes |= given
+    for change in changes or ():
+        name, equals, text = change.partition("=")
+        if not equals:
+            raise BadInput(f"--set {change}: write NAME=VALUE, for example --set loss=huber")
+        wishes[name.strip()] = parse_yaml(text)
+    if wishes.get("model") not in (*FAMILIES, *WITHOUT_TORCH):
+        raise BadInput(f"--model {wishes.get('model')}: give one of {', '.join((*FAMILIES, *WITHOUT_TORCH))}")
+    if wishes["model"] in FAMILIES:
+        parse_recipe(wishes)                                         # a wrong setting is told before files are read
+    return wishes
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return parse_yaml(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise BadInput(f"{path} can't be read: {' '.join(str(error).split())}") from error
+
+
+def _read(sources: list[str] | None, options: dict[str, Any]) -> Table:
+    if not sources:
+        raise BadInput("no file given: name CSV, Parquet or JSON lines files")
+    return read_told([Path(source) for source in sources], file_options(**options))
+
+
+def _rows_of(
+    sources: list[str] | None, topic: str | None, since: str | None, stream: str | None, config: Path | None,
+    contract_file: Path | None, window: int | None, memory: int | None, hop: int | None, options: dict[str, Any],
+    wishes: dict[str, Any],
+) -> tuple[Table, Contract, dict[str, Any]]:
+    """The rows to learn from, their contract, and where they come from for the manifest."""
+    from training import data, examples
+
+    contract = parse_contract(_yaml(contract_file)) if contract_file is not None else None
+    if topic is not None:
+        from training.from_topic import read_since
+
+        return read_since(topic, since, stream, config, contract)
+    if sources and len(sources) == 1 and sources[0] in examples.EXAMPLES and not Path(sources[0]).exists():
+        made = examples.EXAMPLES[sources[0]]()
+        for name, value in made.recipe.items():
+            wishes.setdefault(name, value)
+        return made.table, made.contract, {"example": sources[0]}
+    if contract is not None:
+        options["channels"] = contract.names
+    table = _read(sources, options)
+    source = {"files": [str(path) for path in sources or ()], "rows_of_each": options["rows"]}
+    if contract is None:
+        sizes = {"window": window, "memory": memory, "hop": hop}
+        step_ms = round(options["step"] * 1000) if options["step"] else None
+        given = {name: size for name, size in sizes.items() if size is not None}
+        contract = data.derive_contract(table, step_ms=step_ms, **given)
+    return table, contract, source
+
+
+def _labelled(table: Table, labels: tuple[str, ...]) -> np.ndarray | None:
+    """Rows that a label column calls anomalous: never learned from."""
+    if not labels:
+        return None
+    from training.evaluate import any_label
+
+    masked = any_label(table, labels) > 0
+    if masked.any():
+        _say(f"{int(masked.sum())} rows labelled anomalous are left out of training and calibration")
+    return masked
+
+
+def _uncontaminated(
+    table: Table, contract: Contract, masked: np.ndarray | None, source: dict[str, Any], *, trim: bool, accept: bool
+) -> np.ndarray | None:
+    """The mask with odd rows in it where they are trimmed; what was found goes into the manifest."""
+    from training import contamination, data
+
+    if masked is None and not accept:
+        contamination.check_labels(table)
+    odd = contamination.find(contract, table.devices, table.device, data.in_contract_order(table, contract), masked)
+    if not odd.rows.any():
+        return masked
+    if not (trim or accept):
+        contamination.check(odd)
+    _say(f"{odd.sentence()}; {'left out' if trim else 'kept'}")
+    source["odd_rows"] = {"share": odd.share, "left_out": trim, "devices": [list(one) for one in odd.devices[:10]]}
+    if not trim:
+        return masked
+    return odd.rows if masked is None else masked | odd.rows
+
+
+def _baseline(
+    table: Table, contract: Contract, wishes: dict[str, Any], out: Path, masked: np.ndarray | None,
+    source: dict[str, Any], calibration: dict[str, Any],
+) -> "tuple[Bundle, Prepared, History | None]":
+    from training import data
+    from training.calibrate import calibrate
+    from training.compare import compare
+    from training.make_baseline import fit_without_torch, write_calibrated
+    from training.prepare import prepare
+
+    data.check_order(table)
+    values = data.in_contract_order(table, contract)
+    prepared = prepare(contract, table.devices, table.device, table.ts_ms, values, mask=masked)
+    kind = wishes["model"]
+    model, members = fit_without_torch(prepared, kind)
+    quality = compare({kind: model}, prepared)
+    bundle = write_calibrated(
+        prepared, model, calibrate(model, prepared, members=members, **calibration), out, family=kind, members=members,
+        seed=wishes.get("seed", 0), data=source, quality=quality, created_ms=time.time_ns() // 1_000_000)
+    return bundle, prepared, None
+
+
+def _torch(
+    table: Table, contract: Contract, recipe: Recipe, out: Path, masked: np.ndarray | None, source: dict[str, Any],
+    calibration: dict[str, Any], *, resume: bool, threads: int, is_quantised: bool,
+) -> "tuple[Bundle, Prepared, History | None]":
+    torch = _torch_module(threads)
+    from training.train import train as run
+
+    torch.set_num_threads(threads)
+    state = out.with_name(f"{out.name}.checkpoint")
+    with _Progress(recipe) as progress:
+        made = run(table, contract, recipe, out, masked=masked, source=source, progress=progress, state=state,
+                   resume=resume, is_quantised=is_quantised, **calibration)
+    state.unlink(missing_ok=True)
+    return made.bundle, made.prepared, made.history
+
+
+def _torch_module(threads: int) -> Any:
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    try:
+        import torch
+    except ImportError as error:
+        raise BadInput("training needs torch: install narrows[train], or use --model var, pca or raw") from error
+    return torch
+
+
+def _write_report(
+    bundle: "Bundle", prepared: "Prepared", history: History | None, table: Table, labels: tuple[str, ...], out: Path
+) -> None:
+    from training import report as reports
+    from training.evaluate import any_label, lay_out
+
+    _, order = lay_out(bundle, table)
+    label = any_label(table, labels)[order] if labels else None
+    classes = table.labels["class"][order] if "class" in table.labels and not labels else None
+    page = reports.make(bundle, prepared, history, label, classes=classes)
+    page.write(out / "report")
+    (out / "card.md").write_text(page.card)
+
+
+def _tell(bundle: "Bundle", out: Path, seconds: float, json: bool) -> None:
+    manifest = bundle.manifest
+    quality = {name: values for name, values in manifest.quality.items() if isinstance(values, dict)}
+    if json:
+        facts = {"bundle": str(out), "digest": manifest.digest, "family": manifest.family, "quality": quality,
+                 "calibration": manifest.calibration, "training": manifest.training, "seconds": round(seconds, 1)}
+        print(msgspec.json.encode(facts).decode())
+        return
+    print(f"{out}: {manifest.family} {manifest.short}, {seconds:.0f} s")
+    for name, values in quality.items():
+        print(f"  {name:<12} D={values['latent']:<4.0f} held-out error of the newest row {values['newest_mse']:.4f}, "
+              f"of whole windows {values['window_mse']:.4f}")
+    calibration = manifest.calibration
+    print(f"  threshold {bundle.scorer.threshold:.4g}; {calibration['held_out_share']:.2%} of held-out rows lie over "
+          f"one that is meant for {calibration['nominal_share']:.2%}")
+    if (out / "report" / "index.html").exists():
+        print(f"  report {out / 'report' / 'index.html'}, card {out / 'card.md'}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere one line for the first, each tenth and each better epoch. On standard error."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._bar: Any = None
+
+    def __enter__(self) -> "_Progress":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+            self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"),
+                                 TimeElapsedColumn(), console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(f"{self._recipe.model}", total=self._recipe.epochs, state="starting")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, epoch: Epoch, history: History) -> None:
+        state = (f"epoch {epoch.number}: training {epoch.train:.4g}, held out {epoch.held_out:.4g} "
+                 f"(best {history.best_loss:.4g} at {history.best}), {history.windows_per_s:,.0f} windows/s")
+        if self._bar is not None:
+            self._bar.update(self._task, completed=epoch.number, state=state)
+            return
+        if epoch.number == 1 or epoch.number % 10 == 0 or history.stopped:
+            _say(state + (f"; stopped: {history.stopped}" if history.stopped else ""))

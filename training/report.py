@@ -1,0 +1,251 @@
+"""The report of a bundle: pictures, one HTML page over them, and the model card. One looks before one reads."""
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.registry.bundle import Bundle
+from pipeline.scoring.session import Session
+from training import data, pictures
+from training.evaluate import Scored, score_prepared
+from training.history import History
+from training.prepare import CALIBRATION, FIT, Prepared
+
+MOST_POINTS = 3000    # windows of the latent map
+STRETCH = 600         # rows of the picture of rebuilt channels
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a report holds: PNG bytes by file name, with the sentence under each, and the card's markdown."""
+
+    pictures: dict[str, tuple[bytes, str]]
+    card: str
+
+    def files(self) -> dict[str, bytes]:
+        """As `write_bundle` takes them: card.md and report/..."""
+        made = {f"report/{name}": png for name, (png, _) in self.pictures.items()}
+        return {**made, "report/index.html": _page(self).encode(), "card.md": self.card.encode()}
+
+    def write(self, folder: Path) -> None:
+        """The same files under `folder`, the page at its top."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in self.files().items():
+            (folder / name.removeprefix("report/")).write_bytes(content)
+
+
+def make(
+    bundle: Bundle, prepared: Prepared, history: History | None = None, label: np.ndarray | None = None,
+    figures: Mapping[str, float] | None = None, classes: np.ndarray | None = None,
+) -> Page:
+    """A report on these rows.
+
+    prepared : after a training all rows with their parts, else rows laid out under the bundle's scaling.
+    label    : (n,) over `prepared`'s rows, 1 anomalous, NaN unknown; None where there is none.
+    figures  : measures on labelled rows, for the card.   classes : (n,) kinds that colour the latent map.
+    """
+    scored = score_prepared(bundle, prepared)
+    held_out = scored.is_scored & (prepared.part == CALIBRATION)
+    made: dict[str, tuple[bytes, str]] = {}
+    if history is not None and history.epochs:
+        made["loss.png"] = (pictures.losses(history),
+                            "Loss by epoch. The dotted line is the epoch whose weights were kept.")
+    if are_pictures(prepared):
+        made["pairs.png"] = (_pairs(bundle, prepared), "Held-out windows above what the model rebuilds of them.")
+    else:
+        made["rebuilt.png"] = (_rebuilt(bundle, scored, held_out),
+                               "Each channel's newest value and what the model rebuilds of it, on held-out rows. "
+                               "Shaded: anomalous by the model. The band holds 99 % of the held-out errors.")
+    normal = held_out if label is None else held_out & ~(label > 0)
+    wrong = None if label is None else scored.score[scored.is_scored & (label > 0)]
+    made["scores.png"] = (pictures.scores(scored.score[normal], scored.threshold, wrong),
+                          "Scores of held-out rows and the threshold.")
+    made["latent.png"] = (_latent(bundle, prepared, label if classes is None else classes),
+                          "Windows in the latent space, on its two main axes.")
+    quality = {name: values for name, values in bundle.manifest.quality.items() if isinstance(values, dict)}
+    made["channels.png"] = (pictures.channel_errors(bundle.manifest.sensors, _by_channel(bundle, scored, held_out)),
+                            "Where the error sits. `raw` predicts each channel's mean.")
+    if quality:
+        made["families.png"] = (
+            pictures.families(quality, bundle.manifest.family),
+            "Held-out error beside the baselines. A larger latent rebuilds more; compare it with D.")
+    if label is not None and 0 < np.nanmean(label[scored.is_scored]) < 1:
+        known = scored.is_scored & np.isfinite(label)
+        made["precision_recall.png"] = (
+            pictures.precision_recall(
+                label[known] > 0, {bundle.manifest.family: scored.score[known]}, scored.threshold),
+            "Row by row, without any adjustment of points.")
+    if are_pictures(prepared):
+        made |= _imagined(bundle, prepared)
+    return Page(made, card(bundle, figures))
+
+
+def are_pictures(prepared: Prepared) -> bool:
+    """Whether the devices are single windows (pictures, recordings) rather than series."""
+    starts = np.flatnonzero(np.diff(prepared.device, prepend=-1))
+    lengths = np.diff(np.append(starts, len(prepared.device)))
+    return float(np.median(lengths)) < 2 * prepared.contract.window
+
+
+def _rebuilt(bundle: Bundle, scored: Scored, held_out: np.ndarray) -> bytes:
+    prepared, contract = scored.prepared, bundle.contract
+    rows = np.flatnonzero(held_out)
+    rows = rows[prepared.device[rows] == prepared.device[rows[0]]][:STRETCH]
+    places, sensors = prepared.index[rows], contract.sensors
+    scale, location = prepared.scaling.scale[places][:, sensors], prepared.scaling.location[places][:, sensors]
+    expected = (prepared.scaled[rows][:, sensors] - scored.residual[rows]) * scale + location
+    band = np.quantile(np.abs(scored.residual[held_out]), 0.99, axis=0) * scale[0]
+    ts_ms = prepared.ts_ms[rows]
+    units = [contract.channels[place].unit for place in sensors]
+    device = prepared.devices[int(prepared.device[rows[0]])]
+    names = [name + " (drifts: not scored)" * bool(np.isnan(scale[0, place]))
+             for place, name in enumerate(bundle.manifest.sensors)]
+    begin = datetime.fromtimestamp(int(ts_ms[0]) / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return pictures.rebuilt((ts_ms - ts_ms[0]) / 1000, prepared.values[rows][:, sensors], expected, band,
+                            names, units, scored.is_anomaly[rows], f"{device} from {begin} UTC")
+
+
+def _pairs(bundle: Bundle, prepared: Prepared) -> bytes:
+    windows = data.windows_of(prepared, CALIBRATION).thinned(12)
+    x = windows.inputs(slice(None))
+    rebuilt = Session(bundle.model).rebuild(x)
+    sensors = bundle.contract.sensors
+    scale, location = (array[-1, sensors] for array in (prepared.scaling.scale, prepared.scaling.location))
+    x = x[:, :, windows.scored] * scale + location
+    return pictures.pairs(x, rebuilt * scale + location)
+
+
+def _imagined(bundle: Bundle, prepared: Prepared) -> dict[str, tuple[bytes, str]]:
+    """Nearest neighbours in the latent space; for families made for it, samples and a path between two windows."""
+    held_out, known = data.windows_of(prepared, CALIBRATION).thinned(12), data.windows_of(prepared, FIT).thinned(4000)
+    session = Session(bundle.model)
+    x, others = held_out.inputs(slice(None)), known.inputs(slice(None))
+    z, z_others = session.run(x).latent, session.run(others).latent
+    apart = np.square((z[:, None] - z_others[None]) / (z_others.std(axis=0) + 1e-6)).sum(axis=2)
+    near = np.argsort(apart, axis=1)[:, :3].T                        # (3, 12)
+    rows = [x, *(others[places] for places in near)]
+    made = {"neighbours.png": (
+        pictures.gallery(np.concatenate(rows)[:, :, held_out.scored], "held-out windows (top row)"),
+        "Held-out windows, and under each the three training windows that are nearest in the latent space.")}
+    if bundle.manifest.family not in ("vae", "adversarial") or bundle.weights is None or len(others) < 50:
+        return made
+    from training import generate
+    from training.train import restore
+
+    model = restore(bundle)
+    samples = generate.fit_sampler(model, others).sample(36)
+    path = generate.interpolate(model, x[0], x[1], 12)
+    made["samples.png"] = (pictures.gallery(samples, "samples"), "Windows that were never measured.")
+    made["path.png"] = (pictures.gallery(path, "from one window to another"),
+                        "The straight line between two held-out windows in the latent space, decoded.")
+    return made
+
+
+def _latent(bundle: Bundle, prepared: Prepared, label: np.ndarray | None) -> bytes:
+    windows = data.windows_of(prepared, CALIBRATION).thinned(MOST_POINTS)
+    latent = Session(bundle.model).run(windows.inputs(slice(None))).latent
+    if label is not None and len(np.unique(label[np.isfinite(label)])) > 1:
+        return pictures.latent_map(latent, np.nan_to_num(label[windows.ends], nan=-1.0), "class", is_category=True)
+    device = prepared.device[windows.ends]
+    if 1 < len(np.unique(device)) <= 10:
+        return pictures.latent_map(latent, device.astype(np.float64), "device", is_category=True)
+    hours = (prepared.ts_ms[windows.ends] - prepared.ts_ms[windows.ends].min()) / 3_600_000
+    return pictures.latent_map(latent, hours, "hours", is_category=False)
+
+
+def _by_channel(bundle: Bundle, scored: Scored, held_out: np.ndarray) -> dict[str, np.ndarray]:
+    own = np.sqrt(np.mean(np.square(scored.residual[held_out], dtype=np.float64), axis=0))
+    scaled = scored.prepared.scaled[held_out][:, bundle.contract.sensors]
+    squares = np.nan_to_num(np.square(scaled, dtype=np.float64))
+    plain = np.sqrt(squares.sum(axis=0) / np.maximum(np.isfinite(scaled).sum(axis=0), 1))
+    return {bundle.manifest.family: own, "raw": plain}
+
+
+def card(bundle: Bundle, figures: Mapping[str, float] | None = None) -> str:
+    """The model card: what it is, what it was made from, how good it is, what it can't do. Markdown."""
+    manifest, contract = bundle.manifest, bundle.contract
+    data_facts, calibration = manifest.data, manifest.calibration
+    lines = [
+        f"# {manifest.family} {manifest.short}", "",
+        f"Digest `{manifest.digest}`, contract `{manifest.contract_hash[:12]}`, seed {manifest.seed}"
+        + (f", trained on from `{manifest.parent[:12]}`." if manifest.parent else ", trained from scratch."), "",
+        "## Data", "",
+        *_facts({
+            "rows": data_facts.get("rows"), "devices": data_facts.get("devices"),
+            "first": _time(data_facts.get("first_ts_ms")), "last": _time(data_facts.get("last_ts_ms")),
+            "rows masked": data_facts.get("masked_rows"),
+            "files": ", ".join(data_facts.get("files", [])[:5]) or None, "offsets": data_facts.get("offsets"),
+            "channels that drift, left out of the score": data_facts.get("drifted") or None,
+            "scored channels": ", ".join(manifest.sensors),
+            "inputs only": ", ".join(sorted(set(manifest.inputs) - set(manifest.sensors))) or None,
+            "window, memory": f"{contract.window}, {contract.memory} rows of {contract.step_ms} ms"}), "",
+        "## Held-out reconstruction (scaled units)", "",
+        "| model | latent | newest row | whole window |", "|---|---|---|---|",
+        *[f"| {name} | {int(v['latent'])} | {v['newest_mse']:.4f} | {v['window_mse']:.4f} |"
+          for name, v in manifest.quality.items() if isinstance(v, dict)], "",
+        verdict(manifest.family, manifest.quality), "",
+        "## Threshold", "",
+        *_facts({name: _short(value) for name, value in calibration.items()}), "",
+    ]
+    if figures:
+        measured = {name: _short(value) for name, value in figures.items()}
+        lines += ["## Measured on labelled rows", "", *_facts(measured), ""]
+    lines += [
+        "## Limits", "",
+        "- It knows the regimes that its data show; a new one is an anomaly until it is trained on.",
+        "- Thresholds come from held-out rows that were taken for normal; nobody labelled them.",
+        f"- A score looks back {contract.memory} rows and no further; slower drifts are for the drift monitor.",
+        *(["- The alert rate asked for is rarer than the held-out span can verify; the threshold is extrapolated."]
+          if calibration.get("extrapolated") else []),
+        "", "## Training", "",
+        *_facts({**{name: _short(value) for name, value in manifest.training.items()},
+                 "recipe": ", ".join(f"{key} {value}" for key, value in manifest.recipe.items()) or None}), "",
+        "Versions: " + ", ".join(f"{name} {number}" for name, number in manifest.versions.items()) + ".", "",
+    ]
+    return "\n".join(lines)
+
+
+def verdict(family: str, quality: Mapping[str, Any]) -> str:
+    """One honest sentence on the model beside the baselines, by the error of the newest row."""
+    errors = {name: values["newest_mse"] for name, values in quality.items() if isinstance(values, dict)}
+    others = {name: error for name, error in errors.items() if name != family}
+    if family not in errors or not others:
+        return ""
+    better = sorted(name for name, error in others.items() if error < errors[family])
+    if not better:
+        return f"{family} rebuilds the newest row better than every baseline."
+    return (f"{family} does **not** beat {' and '.join(better)} on the newest row. A baseline with a larger latent is "
+            "no rival in compression; for detection alone, ask whether it would do.")
+
+
+def _facts(facts: Mapping[str, Any]) -> list[str]:
+    return [f"- {name}: {value}" for name, value in facts.items() if value is not None]
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.5g}" if isinstance(value, float) else value
+
+
+def _time(ts_ms: int | None) -> str | None:
+    return None if ts_ms is None else datetime.fromtimestamp(ts_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def _page(page: Page) -> str:
+    figures = "\n".join(
+        f'<figure><img src="{name}" alt="{html.escape(text)}"><figcaption>{html.escape(text)}</figcaption></figure>'
+        for name, (_, text) in page.pictures.items())
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>narrows report</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
+img {{ max-width: 100% }} figure {{ margin: 2rem 0 }} figcaption {{ color: #555 }}
+pre {{ white-space: pre-wrap; background: #f6f6f6; padding: 1rem }}
+</style></head><body>
+{figures}
+<h2>Model card</h2><pre>{html.escape(page.card)}</pre>
+</body></html>
+"""

@@ -1,0 +1,157 @@
+"""Rows of a stream out of its topic, between fixed offsets, read and decoded as the worker does.
+
+No group, no commit: whoever trains is invisible to the stream. The same ranges give the same table as long as retention
+keeps the records.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+
+import msgspec
+import numpy as np
+
+from pipeline.core.contract import Contract
+from pipeline.core.join import Joined, Joiner
+from pipeline.core.rows import Clock
+from pipeline.errors import BadInput
+from pipeline.formats import Format, LongDecoder, LongReadings, Readings, WideDecoder, make_decoder
+from pipeline.formats.files import Table
+from pipeline.topics import Feedback
+from pipeline.topics.client import Settings
+from pipeline.topics.reader import Record, read_range
+
+BATCH = 10_000   # records decoded at once
+
+Ranges = Mapping[int, tuple[int, int]]
+"""Partition -> (first offset, offset after the last)."""
+
+
+class _Alert(msgspec.Struct, frozen=True, gc=False):
+    """What a mask needs of an event in the anomalies topic; the rest of the message is stepped over."""
+
+    stream: str
+    device: str
+    episode_id: str
+    state: str
+    window_start: int
+    window_end: int
+
+
+def read_table(
+    settings: Settings, topic: str, ranges: Ranges, contract: Contract, spec: Format, *,
+    matches: Callable[[str], bool] | None = None, progress: Callable[[float], None] | None = None,
+) -> Table:
+    """All rows of the ranges, partition by partition in log order; what can't be decoded is left out, as in the stream.
+
+    matches  : whether a device belongs to the stream.
+    progress : called with the share read so far.
+    Raises BadInput when retention has taken the first records, Unreachable, TryAgain.
+    """
+    decoder = make_decoder(contract, spec)
+    joiner = Joiner(contract) if spec.layout == "long" or contract.resample else None
+    names: dict[str, int] = {}
+    devices, times, values = [], [], []
+    wanted = max(1, sum(end - start for start, end in ranges.values()))
+    done = 0
+    for partition, (start, end) in sorted(ranges.items()):
+        records = read_range(settings, topic, partition, start, end)
+        stream_time = -1
+        while batch := list(islice(records, BATCH)):
+            rows, stream_time = _rows(batch, decoder, joiner, partition, stream_time)
+            device = np.array([names.setdefault(name, len(names)) for name in rows.device], np.int64)
+            devices.append(device)
+            times.append(rows.ts_ms)
+            values.append(rows.values)
+            if progress is not None:
+                progress((done + batch[-1].offset + 1 - start) / wanted)
+        done += end - start
+    if not any(matches is None or matches(name) for name in names):
+        raise BadInput(
+            f"topic {topic}: no record of {dict(ranges)} is a row of the stream; check its format and match"
+        )
+    device = np.concatenate(devices)
+    table = Table(
+        devices=tuple(names), device=device, ts_ms=np.concatenate(times), channels=contract.names,
+        values=np.concatenate(values), reason=np.zeros(len(device), np.uint8),
+    )
+    if matches is None:
+        return table
+    belongs = np.array([matches(name) for name in names])
+    return table.take(belongs[table.device])
+
+
+def _rows(
+    batch: list[Record], decoder: WideDecoder | LongDecoder, joiner: Joiner | None, partition: int, stream_time: int,
+) -> tuple[Readings | Joined, int]:
+    """Rows that these records complete, and stream time after them."""
+    stamps = np.array([record.ts_ms for record in batch], np.int64)
+    readings, _ = decoder.decode([record.value for record in batch], [record.key for record in batch], stamps)
+    if joiner is None:
+        assert isinstance(readings, Readings)
+        return readings, stream_time
+    offsets = np.array([record.offset for record in batch], np.int64)
+    clock = Clock(partition, offsets, np.maximum(np.maximum.accumulate(stamps), stream_time))
+    joined = joiner.push(
+        readings.device, readings.ts_ms, readings.channel if isinstance(readings, LongReadings) else None,
+        readings.value if isinstance(readings, LongReadings) else readings.values, offsets[readings.kept],
+        clock.stream_time[readings.kept], clock,
+    )
+    return joined, int(clock.stream_time[-1])
+
+
+def main_lane(table: Table) -> Table:
+    """The table without rows that are not newer than their device's newest: the stream scores those in a lane apart."""
+    order = np.argsort(table.device, kind="stable")
+    keep = np.zeros(len(table), bool)
+    for rows in np.split(order, np.flatnonzero(np.diff(table.device[order])) + 1):
+        newest = np.maximum.accumulate(table.ts_ms[rows])
+        keep[rows] = np.concatenate([np.ones(min(1, len(rows)), bool), table.ts_ms[rows][1:] > newest[:-1]])
+    return table.take(keep)
+
+
+def alerted(settings: Settings, topic: str, ranges: Ranges, stream: str, table: Table) -> np.ndarray:
+    """Rows of the table that lie inside an alerted episode of their device. (n,) bool.
+
+    topic, ranges : of the anomalies. An episode that never closed lasts from its start to the end of the rows.
+    """
+    return mask(table, episodes(settings, topic, ranges, stream).values())
+
+
+def episodes(settings: Settings, topic: str, ranges: Ranges, stream: str) -> dict[str, tuple[str, int, int]]:
+    """Alerted episodes of a stream: episode id -> (device, first ms, last ms)."""
+    read = msgspec.json.Decoder(_Alert).decode
+    spans: dict[str, tuple[str, int, int]] = {}
+    for partition, (start, end) in sorted(ranges.items()):
+        for record in read_range(settings, topic, partition, start, end):
+            try:
+                alert = read(record.value or b"")
+            except msgspec.DecodeError:
+                continue
+            if alert.stream == stream:
+                until = alert.window_end if alert.state == "closed" else np.iinfo(np.int64).max
+                spans[alert.episode_id] = (alert.device, alert.window_start, until)
+    return spans
+
+
+def called_false(marks: Mapping[bytes, bytes]) -> set[str]:
+    """Episodes that people called false. marks : newest record of each key of the feedback topic."""
+    read = msgspec.json.Decoder(Feedback).decode
+    found = set()
+    for value in marks.values():
+        try:
+            mark = read(value)
+        except msgspec.DecodeError:
+            continue
+        if not mark.is_true:
+            found.add(mark.episode_id)
+    return found
+
+
+def mask(table: Table, spans: Iterable[tuple[str, int, int]]) -> np.ndarray:
+    """Rows inside any of the spans (device, first ms, last ms). (n,) bool."""
+    inside = np.zeros(len(table), bool)
+    places = {name: place for place, name in enumerate(table.devices)}
+    for device, start, end in spans:
+        if device in places:
+            inside |= (table.device == places[device]) & (table.ts_ms >= start) & (table.ts_ms <= end)
+    return inside
