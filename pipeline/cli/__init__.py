@@ -1,0 +1,1 @@
+"""The `narrows` command, one file a noun."""

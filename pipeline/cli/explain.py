@@ -1,0 +1,165 @@
+"""`narrows explain`: an alert scored again, from the input topic and the bundle that it names."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import topics
+from pipeline.cli.options import ConfigFile, Json
+from pipeline.config import Config, load_config
+from pipeline.engine.transport import TP
+from pipeline.errors import BadInput
+from pipeline.line import Line, OutputTopics
+from pipeline.registry.store import Registry
+from pipeline.scoring.models import ModelShelf
+from pipeline.scoring.stream import Result
+from pipeline.sinks import Anomaly, read_anomaly
+
+FIRST_REACH = 20_000   # records before the alert that are read at first; doubled until they hold what a score needs
+
+
+def explain(
+    alert: Annotated[str, typer.Argument(metavar="ALERT_ID", help="Id or episode id of an alert, or how it begins.")],
+    config: ConfigFile = None,
+    as_json: Json = False,
+) -> None:
+    """Score an alert again, from the offsets and the bundle that it names, and show what it stands on.
+
+    Example: narrows explain 0ca584a8bed0
+    """
+    tree = load_config(config)
+    partition, anomaly = find_alert(tree, alert)
+    again, start = score_again(tree, partition, anomaly)
+    same = again is not None and np.float32(again["score"]) == np.float32(anomaly.score)
+    facts: dict[str, Any] = {
+        "alert": msgspec.to_builtins(anomaly), "partition": partition, "read_from": start,
+        "again": again, "same": bool(same),
+    }
+    if as_json:
+        print(msgspec.json.encode(facts).decode())
+    else:
+        _show(anomaly, again, bool(same), f"{partition} from offset {start} to {anomaly.trigger}")
+    if not same:
+        raise BadInput(
+            "the score did not come back: the records that it stands on are no longer all in the topic (retention), or "
+            "this machine computes in other last bits than the worker's"
+        )
+
+
+def find_alert(config: Config, alert: str) -> tuple[int, Anomaly]:
+    """The partition and the newest event whose id, or whose episode's id, begins like this. Raises BadInput."""
+    found = None
+    settings = config.kafka.client_settings()
+    for partition, record in topics.read_topic(settings, config.kafka.topic("anomalies")):
+        anomaly = read_anomaly(record.value or b"")
+        if anomaly.id.startswith(alert) or (anomaly.episode_id.startswith(alert) and anomaly.contributions):
+            found = (partition, anomaly)
+    if found is None:
+        raise BadInput(f"no alert begins with {alert}: {config.kafka.topic('anomalies')} has them all")
+    if not found[1].contributions:
+        raise BadInput(
+            f"alert {alert} was caused by silence, not by a row: there is no score behind it; name the episode's other "
+            f"events ({found[1].episode_id})"
+        )
+    return found
+
+
+def score_again(config: Config, partition: int, anomaly: Anomaly) -> tuple[dict[str, Any] | None, int]:
+    """The alert's row as it scores now, None where it does not; and the offset that was read from."""
+    stream = config.streams.get(anomaly.stream)
+    if stream is None:
+        raise BadInput(f"the alert is of stream {anomaly.stream}, which this configuration does not have")
+    shelf = ModelShelf(
+        Registry(config.registry.path), {anomaly.stream: stream.contract},
+        {anomaly.stream: Path(stream.bundle)} if stream.bundle is not None else {}, config.worker.provider,
+    )
+    model = shelf.load(anomaly.stream, anomaly.digest)
+    settings = config.kafka.client_settings()
+    first = topics.begin_offsets(settings, stream.topic)[partition]
+    reach = FIRST_REACH
+    while True:
+        start = max(first, anomaly.trigger - reach)
+        line = Line(
+            anomaly.stream, stream.topic, stream.contract, stream.format, stream.match,
+            OutputTopics(None, None, None, None, "", ""),
+        )
+        line.stream.contributions = True
+        line.assign(partition, model, anomaly.trigger, -1, {})
+        records = list(topics.read_range(settings, stream.topic, partition, start, anomaly.trigger + 1))
+        again = _row(line, _push(line, stream.topic, partition, records, anomaly.trigger), anomaly)
+        if start == first or (again is not None and np.float32(again["score"]) == np.float32(anomaly.score)):
+            return again, start
+        reach *= 4
+
+
+def _push(line: Line, topic: str, partition: int, records: list[topics.Record], emit_from: int) -> list[Result]:
+    """The records through the worker's own code, in batches."""
+    results, now = [], -1
+    for at in range(0, len(records), 5_000):
+        part = records[at : at + 5_000]
+        time = np.array([record.ts_ms for record in part])
+        running = np.maximum(np.maximum.accumulate(time), now)
+        now = int(running[-1])
+        results.append(line.compute([_Batch(
+            tp=TP(topic, partition), records=[
+                SimpleNamespace(value=one.value, key=one.key, timestamp=one.ts_ms) for one in part
+            ], offset=np.array([record.offset for record in part]), time=time, stream_time=running, emit_from=emit_from,
+        )])[0])
+    return results
+
+
+class _Batch(SimpleNamespace):
+    """What `Line.compute` takes; see `pipeline.agent.Part`."""
+
+    tp: Any
+    records: list[Any]
+    offset: np.ndarray
+    time: np.ndarray
+    stream_time: np.ndarray
+    emit_from: int
+
+
+def _row(line: Line, results: list[Result], anomaly: Anomaly) -> dict[str, Any] | None:
+    """The scored row of the alert's device that its record completed."""
+    rows = line.stream.rows
+    names = [line.contract.names[place] for place in line.contract.sensors]
+    for result in results:
+        for scored in result.scored:
+            for i in np.flatnonzero(scored.trigger == anomaly.trigger).tolist():
+                slot = int(scored.slot[i])
+                late = rows.is_late(slot)
+                if rows.names[slot] == anomaly.device and late == (anomaly.lane == "late"):
+                    shares = [] if scored.contributions is None else scored.contributions[i].tolist()
+                    return {
+                        "score": float(scored.score[i]), "threshold": scored.threshold, "ts": int(scored.ts_ms[i]),
+                        "contributions": dict(zip(names, shares, strict=False)), "digest": scored.digest,
+                    }
+    return None
+
+
+def _show(anomaly: Anomaly, again: dict[str, Any] | None, same: bool, where: str) -> None:
+    console = Console()
+    console.print(
+        f"{anomaly.state} episode {anomaly.episode_id[:12]} of [bold]{anomaly.device}[/] ({anomaly.stream}, "
+        f"{anomaly.lane} lane), {anomaly.kind}, severity {anomaly.severity}"
+    )
+    score = "does not come back" if again is None else f"{again['score']:.7g}"
+    console.print(
+        f"score {anomaly.score:.7g}, threshold {anomaly.threshold:.7g}; again {score}"
+        + (", the same bits" if same else "")
+    )
+    console.print(f"bundle {anomaly.digest[:12]}, partition {where}")
+    table = Table("channel", "share", "direction", "observed", "expected")
+    for name, share in sorted(anomaly.contributions.items(), key=lambda pair: -pair[1]):
+        observed, expected = anomaly.observed.get(name), anomaly.expected.get(name)
+        table.add_row(
+            name, f"{share:.4g}", anomaly.directions.get(name, ""), "" if observed is None else f"{observed:.6g}",
+            "" if expected is None else f"{expected:.6g}",
+        )
+    console.print(table)

@@ -1,0 +1,47 @@
+"""`narrows feedback`: say whether an alert was right."""
+
+from typing import Annotated
+
+import msgspec
+import typer
+from kafka import KafkaProducer
+from kafka.errors import KafkaError
+
+from pipeline.cli.options import ConfigFile
+from pipeline.config import load_config
+from pipeline.errors import BadInput, Unreachable
+from pipeline.topics import Feedback
+from pipeline.topics.client import address, keywords
+
+WAIT_S = 30
+
+
+def feedback(
+    episode: Annotated[str, typer.Argument(help="The alert's episode_id.", show_default=False)],
+    is_true: Annotated[
+        bool | None, typer.Option("--true/--false", help="Whether there was something.", show_default=False)
+    ] = None,
+    forget: Annotated[bool, typer.Option("--forget", help="Take back what was said.")] = False,
+    note: Annotated[str, typer.Option(help="Why, for people.")] = "",
+    config: ConfigFile = None,
+) -> None:
+    """Mark an alert as true or false. The next retraining leaves its rows out, and makes a false pattern silent.
+
+    Example: narrows feedback 5f0c2b7e9a3d41c8 --false --note "filter change"
+    """
+    if (is_true is None) != forget:
+        raise BadInput("give one of --true, --false and --forget")
+    tree = load_config(config)
+    topic = tree.kafka.topic("feedback")
+    settings = tree.kafka.client_settings()
+    said = None if is_true is None else msgspec.json.encode(Feedback(episode_id=episode, is_true=is_true, note=note))
+    try:
+        producer = KafkaProducer(**keywords(settings), acks="all")
+        try:
+            producer.send(topic, said, episode.encode()).get(WAIT_S)
+        finally:
+            producer.close()
+    except KafkaError as error:
+        raise Unreachable(f"{topic} at {address(settings)} takes nothing ({error}): is the broker up, and the topic "
+                          "made (`narrows topics create`)?") from error
+    print(f"{episode}: {'forgotten' if forget else 'true' if is_true else 'false'}; the next retraining heeds it")
