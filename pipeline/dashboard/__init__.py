@@ -1,0 +1,1 @@
+"""The page over the output topics, and the snapshot that it shows."""
