@@ -53,8 +53,8 @@ class Verdict:
 def quantise(content: bytes, windows: np.ndarray) -> bytes:
     """The same graph with 8-bit weights and activations. windows : (n, T, I) float32, real ones, filled.
 
-    Weights use 7 of the 8 bits: processors without VNNI add pairs of products in 16 bits and saturate, and a bundle must
-    say the same wherever it streams.
+    Weights use 7 of the 8 bits: processors without VNNI add pairs of products in 16 bits and saturate, and a bundle
+    must say the same wherever it streams.
     """
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         logging.getLogger().setLevel(max(logging.getLogger().level, logging.ERROR))
