@@ -162,7 +162,7 @@ class Scorer:
         filtered : (n, filters, M*S) from `filter`.   device : (n,) from `Scaling.index`, needed when G > 1.
         """
         ratios = self.distances(filtered, device) / self.member_threshold   # (n,M,K)
-        blended = (np.log1p(ratios) * self.weight).reshape(len(filtered), -1).sum(axis=1)
+        blended = (np.log1p(ratios) * self.weight).reshape(-1, self.weight.size).sum(axis=1)
         return np.asarray(np.expm1(blended))
 
     def distances(self, filtered: np.ndarray, device: np.ndarray | None = None) -> np.ndarray:
