@@ -1,0 +1,336 @@
+"""Arrow records to columns: a record's value is an Arrow IPC stream of one or many rows, a column a channel.
+
+Invariant: a bad record yields one reason code and costs only itself; it is whole or rejected, so its first bad row's
+reason is the record's. Each record is read and validated by itself; what is common to a batch is one vector a column.
+
+Hostile bytes: the frames are measured before Arrow sees them. Rows are counted, bodies that Arrow would have to
+decompress are refused (Kafka compresses whole batches), and only the columns that the contract names are loaded, so
+nothing is allocated that the record's own bytes don't pay for.
+"""
+
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.core.contract import Contract
+from pipeline.core.ids import MOST_ROWS
+from pipeline.errors import BadInput
+from pipeline.formats.readings import LAST_MS, PER_MS, Float, Int, Readings, Reason, Rejected, Rejects, rejects_of
+from pipeline.formats.records import LEARNED, is_name, key_name
+from pipeline.formats.spec import Format
+
+SCHEMAS = 256  # of a stream's records that are known by their bytes
+
+_SCHEMA, _DICTIONARY, _ROWS = 1, 2, 3  # kinds of messages
+_prefix = struct.Struct("<iI").unpack_from
+_int16, _int32, _int64 = (struct.Struct(f"<{code}").unpack_from for code in ("H", "i", "q"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is read of records with one schema. Places are columns of a batch as it is read, -1 where there is none."""
+
+    options: Any
+    device: int
+    ts: int
+    ts_per_ms: tuple[int, int]
+    channels: list[tuple[int, int]]  # (column of a batch, place in the contract)
+    unknown: list[str]
+
+
+@dataclass(slots=True)
+class _Group:
+    """Records of one batch that share a plan. place, count : of each record in the batch, and its rows."""
+
+    plan: _Plan
+    batches: list[Any] = field(default_factory=list)
+    place: list[int] = field(default_factory=list)
+    count: list[int] = field(default_factory=list)
+
+
+class ArrowDecoder:
+    """Many rows a record: columns `device` (else the record's key), `ts` (else its timestamp), and one a channel.
+
+    unknown : records so far that had each unknown column; names beyond LEARNED are counted together under "".
+    """
+
+    def __init__(self, contract: Contract, spec: Format) -> None:
+        if spec.layout != "wide":
+            raise BadInput("format: the encoding arrow has the layout wide alone, a column a channel; use another one")
+        self.contract = contract
+        self.spec = spec
+        self.unknown: Counter[str] = Counter()
+        self._place = {spec.fields.get(name, name): place for place, name in enumerate(contract.names)}
+        taken = [*self._place, *(name for name in (spec.device, spec.ts) if name is not None)]
+        twice = [name for name, count in Counter(taken).items() if count > 1]
+        if twice or len(self._place) < len(contract.names):
+            raise BadInput(f"format: the column {twice} is named twice; rename one with format.fields")
+        self._plans: dict[bytes, _Plan | Reason] = {}
+
+    def decode(
+        self, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None, record_ts_ms: Int
+    ) -> tuple[Readings, Rejects]:
+        """As `WideDecoder.decode`; rows of one record stand together and `index` tells them apart."""
+        rejected: dict[int, Reason] = {}
+        groups: dict[int, _Group] = {}
+        for place, value in enumerate(values):
+            try:
+                plan, batches = self._read(value)
+            except Rejected as error:
+                rejected[place] = error.reason
+            except UnicodeDecodeError:
+                rejected[place] = Reason.BAD_UTF8
+            except Exception:  # whatever Arrow says of bytes that are none of its own
+                rejected[place] = Reason.MALFORMED
+            else:
+                group = groups.setdefault(id(plan), _Group(plan))
+                group.batches += batches
+                group.place.append(place)
+                group.count.append(sum(map(len, batches)))
+                for name in plan.unknown:
+                    self.unknown[name if name in self.unknown or len(self.unknown) < LEARNED else ""] += 1
+        parts = [self._rows(group, keys, np.asarray(record_ts_ms, np.int64), rejected) for group in groups.values()]
+        return _join(parts, len(self.contract.channels)), rejects_of(rejected)
+
+    def device_of(self, value: bytes | None, key: bytes | None) -> str | None:
+        """The first device that a record names, in its value or its key; None where neither can be read."""
+        try:
+            plan, batches = self._read(value)
+            names = [] if plan.device < 0 else batches[0].column(plan.device)[:1].to_pylist()
+        except Exception:  # see `decode`
+            names = []
+        return next((name for name in names if name is not None and is_name(name)), key_name(key))
+
+    # ---------------------------------------------------------------- one record
+
+    def _read(self, value: bytes | None) -> tuple[_Plan, list[Any]]:
+        """How the record is laid out, and its batches. Raises Rejected, or whatever Arrow does."""
+        if value is None:
+            raise Rejected(Reason.TOMBSTONE)
+        if len(value) > self.spec.max_bytes:
+            raise Rejected(Reason.TOO_LARGE)
+        head, rows = _measure(value)
+        schema = value[:head]
+        plan = self._plans.get(schema)
+        if plan is None:
+            if len(self._plans) >= SCHEMAS:
+                self._plans.clear()
+            plan = self._plans[schema] = self._plan(schema)
+        if isinstance(plan, Reason):
+            raise Rejected(plan)
+        if rows > MOST_ROWS:
+            raise Rejected(Reason.TOO_MANY_ROWS)
+        if rows == 0:
+            raise Rejected(Reason.NO_CHANNEL)
+        batches = list(pa.ipc.open_stream(value, options=plan.options))
+        for batch in batches:
+            batch.validate(full=True)
+        return plan, batches
+
+    def _plan(self, schema: bytes) -> "_Plan | Reason":
+        """What to read of records with this schema, or why they can't be."""
+        found = pa.ipc.read_schema(pa.py_buffer(schema))
+        columns = {name: number for number, name in enumerate(found.names)}  # of a name twice, the last: as in JSON
+        wanted = [name for name in (self.spec.device, self.spec.ts, *self._place) if name in columns]
+        if not any(name in columns for name in self._place):
+            return Reason.NO_CHANNEL
+        numbers = sorted(columns[name] for name in wanted)
+        at = {name: numbers.index(columns[name]) for name in wanted}
+        types = {name: found.field(columns[name]).type for name in wanted}
+        ts_per_ms = (1, 1)
+        for name, kind in types.items():
+            if name == self.spec.device:
+                right = _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind) or pa.types.is_null(kind)
+            elif name == self.spec.ts and pa.types.is_timestamp(kind):
+                right, ts_per_ms = True, PER_MS[kind.unit]
+            elif name == self.spec.ts:
+                right, ts_per_ms = _is_number(kind), PER_MS.get(self.spec.ts_unit, (0, 1))
+            else:
+                right = _is_number(kind)
+            if not right:
+                return Reason.WRONG_TYPE
+        return _Plan(
+            pa.ipc.IpcReadOptions(included_fields=numbers, use_threads=False),
+            at.get(self.spec.device or "", -1) if self.spec.device else -1,
+            at.get(self.spec.ts or "", -1) if self.spec.ts else -1, ts_per_ms,
+            [(at[name], place) for name, place in self._place.items() if name in at],
+            [name for name in columns if name not in at],
+        )
+
+    # ---------------------------------------------------------------- the records of a batch
+
+    def _rows(
+        self, group: _Group, keys: Sequence[bytes | None] | None, record_ts_ms: Int, rejected: dict[int, Reason]
+    ) -> Readings:
+        """Rows of records with one schema; the first reason of each record that is refused goes into `rejected`."""
+        plan, table = group.plan, pa.Table.from_batches(group.batches)
+        place, count = np.array(group.place, np.int64), np.array(group.count, np.int64)
+        starts = np.cumsum(count) - count
+        kept = np.repeat(place, count)
+        index = np.arange(len(kept)) - np.repeat(starts, count)
+        values = np.full((len(kept), len(self.contract.channels)), np.nan, np.float32)
+        with np.errstate(over="ignore"):
+            for column, channel in plan.channels:
+                values[:, channel] = _numbers(table.column(column))
+        device = _devices(None if plan.device < 0 else table.column(plan.device), keys, place, count)
+        now = record_ts_ms[kept]
+        ts_ms = now if plan.ts < 0 else _times(table.column(plan.ts), plan.ts_per_ms, now)
+        is_bad = np.zeros(len(place), bool)
+        for rule, reason in (
+            (device == None, Reason.NO_DEVICE),  # noqa: E711  of each element
+            ((ts_ms < 0) | (ts_ms > LAST_MS), Reason.BAD_TIME),
+            (ts_ms > now + self.contract.max_ahead_ms, Reason.FUTURE),
+            (np.isinf(values).any(axis=1), Reason.OVERFLOW),
+            (np.isnan(values[:, self.contract.sensors]).all(axis=1), Reason.NO_CHANNEL),
+        ):
+            if rule.any():
+                has = np.logical_or.reduceat(rule, starts)
+                rejected.update(dict.fromkeys(place[has & ~is_bad].tolist(), reason))
+                is_bad |= has
+        if is_bad.any():
+            stays = np.repeat(~is_bad, count)
+            device, ts_ms, values, kept, index = device[stays], ts_ms[stays], values[stays], kept[stays], index[stays]
+        return Readings(device.tolist(), ts_ms, values, kept, index)
+
+
+def _join(parts: list[Readings], channels: int) -> Readings:
+    """Rows of all groups, in the order of the batch."""
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        none = np.empty(0, np.int64)
+        return Readings([], none, np.empty((0, channels), np.float32), none, none)
+    kept = np.concatenate([part.kept for part in parts])
+    order = np.argsort(kept, kind="stable")
+    device = np.concatenate([np.array(part.device, object) for part in parts])[order].tolist()
+    ts_ms, values, index = (
+        np.concatenate([getattr(part, name) for part in parts])[order] for name in ("ts_ms", "values", "index")
+    )
+    return Readings(device, ts_ms, values, kept[order], index)
+
+
+def _numbers(column: Any) -> Float:
+    """(n,) numbers of a column, NaN where null; integers by way of float64, as JSON's."""
+    if pa.types.is_null(column.type):
+        return np.full(len(column), np.nan, np.float32)
+    numbers = column.to_numpy()
+    return numbers if numbers.dtype.kind == "f" else numbers.astype(np.float64)
+
+
+def _times(column: Any, per_ms: tuple[int, int], now: Int) -> Int:
+    """(n,) int64 milliseconds, `now` where null; -1 where out of bounds."""
+    is_null = column.is_null().to_numpy() if column.null_count else None
+    times, over = per_ms
+    if pa.types.is_null(column.type):
+        return now
+    if is_null is not None:
+        column = pc.fill_null(column, pa.scalar(0, column.type))
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+    raw = column.to_numpy()
+    if times == 0:  # a number where only a time will do
+        ts_ms = np.full(len(raw), -1, np.int64)
+    elif raw.dtype.kind == "f":
+        exact = raw.astype(np.float64)
+        with np.errstate(over="ignore"):
+            exact = np.rint(exact * times) / over
+        ts_ms = np.floor(np.where((exact >= 0) & (exact <= LAST_MS), exact, -1)).astype(np.int64)
+    else:
+        most = (LAST_MS + 1) * over // times + 1
+        ts_ms = np.minimum(raw, most).astype(np.int64) if raw.dtype.kind == "u" else np.clip(raw, -over, most)
+        ts_ms = ts_ms.astype(np.int64) * times // over
+    return ts_ms if is_null is None else np.where(is_null, now, ts_ms)
+
+
+def _devices(column: Any, keys: Sequence[bytes | None] | None, place: Int, count: Int) -> np.ndarray:
+    """(n,) names: of the column, else of the record's key; None where neither has one."""
+    names: list[str | None] = []
+    code = np.full(int(count.sum()), -1, np.int64)
+    if column is not None and not pa.types.is_null(column.type):
+        coded = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        names = [name if name is None or is_name(name) else "" for name in coded.chunk(0).dictionary.to_pylist()]
+        code = np.concatenate([_codes(chunk.indices) for chunk in coded.chunks])
+        if None in names:
+            code[np.array([name is None for name in names], bool)[code] & (code >= 0)] = -1
+    named = [name or None for name in names]
+    if (code < 0).any():
+        own = [None if keys is None else key_name(keys[at]) for at in place.tolist()]
+        code = np.where(code < 0, len(named) + np.repeat(np.arange(len(place)), count), code)
+        named += own
+    pool = np.empty(len(named), object)
+    pool[:] = named
+    return pool[code]
+
+
+def _codes(indices: Any) -> Int:
+    """Places in a dictionary, -1 where null."""
+    return pc.fill_null(indices.cast(pa.int64()), -1).to_numpy()
+
+
+def _is_text(kind: Any) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_number(kind: Any) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
+
+
+# -------------------------------------------------------------------- the frames of a stream
+
+
+def _measure(value: bytes) -> tuple[int, int]:
+    """(bytes of the schema, rows) of an IPC stream. Raises Rejected, or struct.error where a place is not in it.
+
+    Source: Arrow columnar format, "IPC Streaming Format", and Message.fbs: a message is four bytes of 0xFF, the length
+    of its metadata, the metadata (a flatbuffer), its body. Lengths and kinds are read here; Arrow verifies the rest.
+    """
+    at, head, rows, end = 0, 0, 0, len(value)
+    while at < end:
+        mark, size = _prefix(value, at)
+        if mark != -1 or at + 8 + size > end:
+            raise Rejected(Reason.MALFORMED)
+        if size == 0:  # the end, as writers mark it
+            at += 8
+            break
+        message = at + 8 + _int32(value, at + 8)[0]
+        kind = value[_member(value, message, 1)]
+        header = _member(value, message, 2)
+        header += _int32(value, header)[0]
+        length = _member(value, message, 3)
+        body = _int64(value, length)[0] if length else 0
+        at += 8 + size + body
+        if (kind == _SCHEMA) is not (head == 0) or body < 0 or at > end:
+            raise Rejected(Reason.MALFORMED)
+        if kind == _SCHEMA:
+            head = at
+            continue
+        if kind == _DICTIONARY:
+            header = _member(value, header, 1)
+            header += _int32(value, header)[0]
+        elif kind != _ROWS:
+            raise Rejected(Reason.MALFORMED)
+        length = _member(value, header, 0)
+        count = _int64(value, length)[0] if length else 0
+        if count < 0 or _member(value, header, 3):
+            raise Rejected(Reason.MALFORMED)
+        if count > MOST_ROWS:
+            raise Rejected(Reason.TOO_MANY_ROWS)
+        rows += count if kind == _ROWS else 0
+    if at != end or head == 0:
+        raise Rejected(Reason.MALFORMED)
+    return head, rows
+
+
+def _member(value: bytes, table: int, number: int) -> int:
+    """Where a member of a flatbuffer's table lies; 0 where it is left out."""
+    members = table - _int32(value, table)[0]
+    if 4 + 2 * number >= _int16(value, members)[0]:
+        return 0
+    offset: int = _int16(value, members + 4 + 2 * number)[0]
+    return table + offset if offset else 0
