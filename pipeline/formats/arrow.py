@@ -28,8 +28,7 @@ from pipeline.formats.spec import Format
 SCHEMAS = 256  # of a stream's records that are known by their bytes
 
 _SCHEMA, _DICTIONARY, _ROWS = 1, 2, 3  # kinds of messages
-_prefix = struct.Struct("<iI").unpack_from
-_int16, _int32, _int64 = (struct.Struct(f"<{code}").unpack_from for code in ("H", "i", "q"))
+_prefix, _members, _int32, _int64 = (struct.Struct(f"<{code}").unpack_from for code in ("iI", "6H", "i", "q"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +36,7 @@ class _Plan:
     """What is read of records with one schema. Places are columns of a batch as it is read, -1 where there is none."""
 
     options: Any
+    schema: Any  # where every column is wanted and none has a dictionary: batches are read without a reader of streams
     device: int
     ts: int
     ts_per_ms: tuple[int, int]
@@ -115,7 +115,7 @@ class ArrowDecoder:
             raise Rejected(Reason.TOMBSTONE)
         if len(value) > self.spec.max_bytes:
             raise Rejected(Reason.TOO_LARGE)
-        head, rows = _measure(value)
+        head, frames, rows = _measure(value)
         schema = value[:head]
         plan = self._plans.get(schema)
         if plan is None:
@@ -128,7 +128,11 @@ class ArrowDecoder:
             raise Rejected(Reason.TOO_MANY_ROWS)
         if rows == 0:
             raise Rejected(Reason.NO_CHANNEL)
-        batches = list(pa.ipc.open_stream(value, options=plan.options))
+        if plan.schema is None:
+            batches = list(pa.ipc.open_stream(value, options=plan.options))
+        else:
+            buffer = pa.py_buffer(value)
+            batches = [pa.ipc.read_record_batch(buffer[frame:], plan.schema) for frame in frames]
         for batch in batches:
             batch.validate(full=True)
         return plan, batches
@@ -155,8 +159,9 @@ class ArrowDecoder:
                 right = _is_number(kind)
             if not right:
                 return Reason.WRONG_TYPE
+        is_plain = numbers == list(range(len(found))) and not any(map(pa.types.is_dictionary, types.values()))
         return _Plan(
-            pa.ipc.IpcReadOptions(included_fields=numbers, use_threads=False),
+            pa.ipc.IpcReadOptions(included_fields=numbers, use_threads=False), found if is_plain else None,
             at.get(self.spec.device or "", -1) if self.spec.device else -1,
             at.get(self.spec.ts or "", -1) if self.spec.ts else -1, ts_per_ms,
             [(at[name], place) for name, place in self._place.items() if name in at],
@@ -253,24 +258,21 @@ def _devices(column: Any, keys: Sequence[bytes | None] | None, place: Int, count
     names: list[str | None] = []
     code = np.full(int(count.sum()), -1, np.int64)
     if column is not None and not pa.types.is_null(column.type):
-        coded = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        names = [name if name is None or is_name(name) else "" for name in coded.chunk(0).dictionary.to_pylist()]
-        code = np.concatenate([_codes(chunk.indices) for chunk in coded.chunks])
+        whole = column.unify_dictionaries().combine_chunks()
+        coded = whole if pa.types.is_dictionary(column.type) else whole.dictionary_encode()
+        names = [name if name is None or is_name(name) else "" for name in coded.dictionary.to_pylist()]
+        indices = coded.indices
+        code = (pc.fill_null(indices.cast(pa.int64()), -1) if indices.null_count else indices).to_numpy()
         if None in names:
-            code[np.array([name is None for name in names], bool)[code] & (code >= 0)] = -1
+            code = np.where(np.array([name is None for name in names])[code], -1, code)
     named = [name or None for name in names]
-    if (code < 0).any():
+    if code.min() < 0:
         own = [None if keys is None else key_name(keys[at]) for at in place.tolist()]
         code = np.where(code < 0, len(named) + np.repeat(np.arange(len(place)), count), code)
         named += own
     pool = np.empty(len(named), object)
     pool[:] = named
     return pool[code]
-
-
-def _codes(indices: Any) -> Int:
-    """Places in a dictionary, -1 where null."""
-    return pc.fill_null(indices.cast(pa.int64()), -1).to_numpy()
 
 
 def _is_text(kind: Any) -> bool:
@@ -284,13 +286,15 @@ def _is_number(kind: Any) -> bool:
 # -------------------------------------------------------------------- the frames of a stream
 
 
-def _measure(value: bytes) -> tuple[int, int]:
-    """(bytes of the schema, rows) of an IPC stream. Raises Rejected, or struct.error where a place is not in it.
+def _measure(value: bytes) -> tuple[int, list[int], int]:
+    """(bytes of the schema, where each later message begins, rows) of an IPC stream.
 
+    Raises Rejected, or IndexError and struct.error where a place is not in it.
     Source: Arrow columnar format, "IPC Streaming Format", and Message.fbs: a message is four bytes of 0xFF, the length
     of its metadata, the metadata (a flatbuffer), its body. Lengths and kinds are read here; Arrow verifies the rest.
     """
     at, head, rows, end = 0, 0, 0, len(value)
+    frames: list[int] = []
     while at < end:
         mark, size = _prefix(value, at)
         if mark != -1 or at + 8 + size > end:
@@ -298,39 +302,36 @@ def _measure(value: bytes) -> tuple[int, int]:
         if size == 0:  # the end, as writers mark it
             at += 8
             break
-        message = at + 8 + _int32(value, at + 8)[0]
-        kind = value[_member(value, message, 1)]
-        header = _member(value, message, 2)
-        header += _int32(value, header)[0]
-        length = _member(value, message, 3)
+        _, kind_at, header, length = _table(value, at + 8 + _int32(value, at + 8)[0])
+        kind = value[kind_at]
         body = _int64(value, length)[0] if length else 0
-        at += 8 + size + body
+        begin, at = at, at + 8 + size + body
         if (kind == _SCHEMA) is not (head == 0) or body < 0 or at > end:
             raise Rejected(Reason.MALFORMED)
         if kind == _SCHEMA:
             head = at
             continue
+        frames.append(begin)
         if kind == _DICTIONARY:
-            header = _member(value, header, 1)
-            header += _int32(value, header)[0]
+            header = _table(value, header + _int32(value, header)[0])[1]
         elif kind != _ROWS:
             raise Rejected(Reason.MALFORMED)
-        length = _member(value, header, 0)
+        length, _, _, compression = _table(value, header + _int32(value, header)[0])
         count = _int64(value, length)[0] if length else 0
-        if count < 0 or _member(value, header, 3):
+        if count < 0 or compression:
             raise Rejected(Reason.MALFORMED)
         if count > MOST_ROWS:
             raise Rejected(Reason.TOO_MANY_ROWS)
         rows += count if kind == _ROWS else 0
     if at != end or head == 0:
         raise Rejected(Reason.MALFORMED)
-    return head, rows
+    return head, frames, rows
 
 
-def _member(value: bytes, table: int, number: int) -> int:
-    """Where a member of a flatbuffer's table lies; 0 where it is left out."""
-    members = table - _int32(value, table)[0]
-    if 4 + 2 * number >= _int16(value, members)[0]:
-        return 0
-    offset: int = _int16(value, members + 4 + 2 * number)[0]
-    return table + offset if offset else 0
+def _table(value: bytes, at: int) -> tuple[int, int, int, int]:
+    """Where the first four members of a flatbuffer's table lie; 0 where one is left out."""
+    size, _, a, b, c, d = _members(value, at - _int32(value, at)[0])
+    return (
+        at + a if a and size >= 6 else 0, at + b if b and size >= 8 else 0,
+        at + c if c and size >= 10 else 0, at + d if d and size >= 12 else 0,
+    )
