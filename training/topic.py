@@ -94,7 +94,7 @@ def _rows(
     joined = joiner.push(
         readings.device, readings.ts_ms, readings.channel if isinstance(readings, LongReadings) else None,
         readings.value if isinstance(readings, LongReadings) else readings.values, offsets[readings.kept],
-        clock.stream_time[readings.kept], clock,
+        offsets[readings.kept], clock.stream_time[readings.kept], clock,
     )
     return joined, int(clock.stream_time[-1])
 

@@ -33,7 +33,8 @@ class Columns:
 
     device      : (n,) main slot of each row's device, from `Rows.slots`.
     ts_ms       : (n,) the row's own time, in [0, TIME_LIMIT_MS).
-    offset      : (n,) what the row is called by in ids: its first record's offset.
+    offset      : (n,) what the row is called by in ids, in the order of the log: its first record's offset; where a
+                  record holds many rows, with the row's place in it (`ids.INDEX_BITS`).
     pin         : (n,) from which offset a replay makes the row again; equals `offset` but for late joined rows.
     pin_time    : (n,) stream time as of that record.
     trigger     : (n,) offset of the record that completed the row; equals `offset` for wide readings.
@@ -324,14 +325,16 @@ class Rows:
         for clock in clocks:
             later = np.flatnonzero(partition[half:] == clock.partition)
             earlier = np.flatnonzero(partition[:half] == clock.partition)
+            torn = 0                         # 1 where the cut goes through the rows of one record: it is in both parts
             if len(later) == 0:
                 cut = len(clock.offset)
             elif len(earlier) == 0:
                 cut = 0
             else:
                 cut = int(np.searchsorted(clock.offset, rows.trigger[half + later[0]]))
-            if cut:
-                before.append(Clock(clock.partition, clock.offset[:cut], clock.stream_time[:cut]))
+                torn = int(rows.trigger[earlier[-1]] == rows.trigger[half + later[0]])
+            if cut + torn:
+                before.append(Clock(clock.partition, clock.offset[: cut + torn], clock.stream_time[: cut + torn]))
             if cut < len(clock.offset):
                 after.append(Clock(clock.partition, clock.offset[cut:], clock.stream_time[cut:]))
         return self.parts(rows.take(slice(0, half)), before) + self.parts(rows.take(slice(half, n)), after)
