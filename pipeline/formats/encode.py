@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import cbor2
 import msgspec
@@ -22,12 +22,10 @@ def encode_rows(
 ) -> list[list[bytes]]:
     """The records of each row: one where the layout is wide, one a channel where it is long. NaN is left out.
 
+    spec : of any encoding but arrow, whose records hold tables: see `encode_table`.
     channels : C names.   device : n names.   ts_ms : (n,) int64.   values : (n, C) float32.
     A decoder of `spec` gives the same float32 values back.
     """
-    if spec.encoding == "arrow":
-        rows = zip(device, ts_ms[:, None], values[:, None], strict=True)
-        return [[encode_table(spec, channels, [name], time, row)] for name, time, row in rows]
     fields = [spec.fields.get(name, name) for name in channels]
     encode = _DUMPS[spec.encoding]
     shortest = values.astype("U32").astype(np.float64)  # 0.1, not 0.10000000149011612: the same float32, fewer bytes
@@ -42,6 +40,38 @@ def encode_rows(
         else:
             records.append([encode({**head, spec.values: dict(known)} if spec.values else {**head, **dict(known)})])
     return records
+
+
+class Encoded(NamedTuple):
+    """Records that go out together. last : place of their newest row; rows : how many; ts_ms : the records' time."""
+
+    last: int
+    rows: int
+    ts_ms: int
+    values: list[bytes]
+
+
+def encode_records(
+    spec: Format, channels: Sequence[str], device: Sequence[str], ts_ms: Int, values: Float, rows_a_record: int = 1
+) -> list[Encoded]:
+    """Rows as records in the order of their last rows; arguments as in `encode_rows`.
+
+    rows_a_record : most rows of an Arrow record, all of one device; other encodings have one.
+    """
+    if spec.encoding != "arrow":
+        encoded = encode_rows(spec, channels, device, ts_ms, values)
+        return [Encoded(row, 1, int(ts_ms[row]), records) for row, records in enumerate(encoded)]
+    number: dict[str, int] = {}
+    owner = np.array([number.setdefault(name, len(number)) for name in device])
+    order = np.argsort(owner, kind="stable")
+    found = []
+    for own in np.split(order, np.flatnonzero(np.diff(owner[order])) + 1):
+        for first in range(0, len(own), rows_a_record):
+            rows = own[first:first + rows_a_record]
+            names = [device[rows[0]]] * len(rows)
+            value = encode_table(spec, channels, names, ts_ms[rows], values[rows])
+            found.append(Encoded(int(rows[-1]), len(rows), int(ts_ms[rows].max()), [value]))
+    return sorted(found)
 
 
 def encode_table(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.core.contract import Channel, Contract
 from pipeline.formats import Format, LongReadings, Reason, make_decoder
 from pipeline.formats.cbor import Cbor
-from pipeline.formats.encode import encode_rows, encode_table
+from pipeline.formats.encode import encode_records, encode_table
 
 NOW = 1_700_000_000_000
 CONTRACT = Contract(channels=(Channel(name="a"), Channel(name="b"), Channel(name="c", role="context")))
@@ -115,7 +115,7 @@ def test_a_decoder_gives_back_what_was_encoded(
     numbers = np.array([row[1:] for row in rows], np.float32)
     names = [f"d{i}" for i in range(len(rows))]
     decoder = make_decoder(CONTRACT, spec)
-    encoded = [one for [one] in encode_rows(spec, CONTRACT.names, names, ts_ms, numbers)]
+    encoded = [one.values[0] for one in encode_records(spec, CONTRACT.names, names, ts_ms, numbers)]
     batches = [encoded] if encoding != "arrow" else [
         encoded, [encode_table(spec, CONTRACT.names, names, ts_ms, numbers)]
     ]
