@@ -35,6 +35,8 @@ from pipeline.sinks import (
     score_record,
 )
 
+MOST_TOLD = 100_000  # devices with wrong keys that are counted
+
 
 class Part(Protocol):
     """Records of one partition within a batch; see `pipeline.agent.Part`."""
@@ -71,7 +73,8 @@ class Line:
     """One stream: decoding, state and encoding.
 
     takes_nameless : reports unreadable records that name no device; one stream of a topic does.
-    counts : what happened since the last `take_counts`, by name; for metrics.
+    counts : what happened since they were cleared, by name; for metrics.
+    wrong_keys : (device, partition, another one) of devices that showed up in two, each device once; cleared likewise.
     """
 
     def __init__(
@@ -93,6 +96,8 @@ class Line:
         self._resting: dict[int, set[Name]] = {}
         self._names = [contract.names[place] for place in contract.sensors]
         self.counts: Counter[str] = Counter()
+        self.wrong_keys: list[tuple[str, int, int]] = []
+        self._told: set[str] = set()
         self.reasons: Counter[str] = Counter()
 
     # ---------------------------------------------------------------- state
@@ -172,6 +177,7 @@ class Line:
     def compute(self, batch: Sequence[Part]) -> tuple[Result, list[Record]]:
         """What these records cause, and the dead letters among them."""
         self._settle()
+        unknown = self._decoder.unknown.total()
         dead_letters: list[Record] = []
         columns: list[Columns] = []
         clocks: list[Clock] = []
@@ -208,7 +214,18 @@ class Line:
                 self.stream.slots(partition, joined.device), joined.ts_ms, joined.name, joined.pin, joined.pin_time,
                 joined.trigger, joined.stream_time, joined.values,
             ))
+        self.counts["unknown_fields"] += self._decoder.unknown.total() - unknown
+        if self.stream.rows.strays:
+            self._note_strays()
         return self.stream.push(_join(columns, len(self.contract.channels)), clocks), dead_letters
+
+    def _note_strays(self) -> None:
+        """A device in two partitions has a wrong key in one: told once a device, as long as memory bears it."""
+        for device, one, other in self.stream.rows.strays:
+            if device not in self._told and len(self._told) < MOST_TOLD:
+                self._told.add(device)
+                self.wrong_keys.append((device, one, other))
+        self.stream.rows.strays.clear()
 
     def _belongs(self, device: str) -> bool:
         prefix = self._match.device_prefix

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -30,7 +30,7 @@ from pipeline.core.ids import MOST_ROWS
 from pipeline.errors import BadInput, Unreachable
 from pipeline.formats.encode import encode_records
 from pipeline.formats.files import Table
-from pipeline.formats.spec import Encoding, Format
+from pipeline.formats.spec import Format, read_encoding
 from pipeline.topics import Settings, create
 from pipeline.topics.client import address, keywords
 
@@ -110,7 +110,7 @@ def replay(
     table = spread(read_told(files, options), copies)
     spec = next((stream.format for stream in tree.streams.values() if stream.topic == topic), Format())
     if encoding is not None:
-        spec = msgspec.structs.replace(spec, encoding=_encoding(encoding))
+        spec = msgspec.structs.replace(spec, encoding=read_encoding(encoding))
     settings = tree.kafka.client_settings()
     create(settings, [topic], partitions=partitions, outputs=())
     pace = Pace(
@@ -193,13 +193,6 @@ def publish(
         raise Unreachable(f"Kafka at {address(settings)} did not take a record of {topic}: {error}") from error
     finally:
         producer.close(timeout=5)
-
-
-def _encoding(text: str) -> Encoding:
-    known = get_args(Encoding)
-    if text not in known:
-        raise BadInput(f"--encoding {text}: give one of {', '.join(known)}")
-    return cast(Encoding, text)
 
 
 def arrange(table: Table) -> tuple[np.ndarray, np.ndarray]:

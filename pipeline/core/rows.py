@@ -205,6 +205,7 @@ class Rows:
         for name, (dtype, shape) in self._row_fields.items():
             setattr(self, name, np.empty((0, *shape), dtype))
         self.names: list[str] = []
+        self.strays: list[tuple[str, int, int]] = []  # devices that are new here and known in another partition
         self.stream_time: dict[int, int] = {}
         self.emit_from: dict[int, int] = {}
         self._index: dict[int, dict[str, int]] = {}
@@ -245,6 +246,10 @@ class Rows:
                 if known is None:
                     slot = index.get(devices[i])
                     if slot is None:
+                        self.strays += [
+                            (devices[i], other, partition)
+                            for other, known_there in self._index.items() if devices[i] in known_there
+                        ]
                         slot = index[devices[i]] = self._claim(partition, devices[i])
                     found[i] = slot
         return np.array(found, np.int64)

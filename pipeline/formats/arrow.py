@@ -107,6 +107,26 @@ class ArrowDecoder:
             names = []
         return next((name for name in names if name is not None and is_name(name)), key_name(key))
 
+    def split(self, value: bytes | None, key: bytes | None) -> list[tuple[str | None, bytes | None]]:
+        """The record as one of each of its devices, unknown columns included; itself where it has one or can't be read.
+
+        A device without a name in its column has the key's.
+        """
+        try:
+            plan, _ = self._read(value)
+            table = pa.ipc.open_stream(value).read_all()
+            table.validate(full=True)
+            names = _devices(
+                None if plan.device < 0 else table.column(table.schema.get_all_field_indices(self.spec.device)[-1]),
+                [key], np.zeros(1, np.int64), np.array([len(table)]),
+            )
+        except Exception:  # see `decode`
+            return [(key_name(key), value)]
+        found = list(dict.fromkeys(names.tolist()))
+        if len(found) == 1:
+            return [(found[0], value)]
+        return [(name, write_stream(table.filter(pa.array(names == name)))) for name in found]
+
     # ---------------------------------------------------------------- one record
 
     def _read(self, value: bytes | None) -> tuple[_Plan, list[Any]]:
@@ -281,6 +301,15 @@ def _is_text(kind: Any) -> bool:
 
 def _is_number(kind: Any) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
+
+
+def write_stream(rows: Any) -> bytes:
+    """A record batch or table as an Arrow IPC stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write(rows)
+    stream: bytes = sink.getvalue().to_pybytes()
+    return stream
 
 
 # -------------------------------------------------------------------- the frames of a stream

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
+from pipeline.formats.arrow import write_stream
 from pipeline.formats.readings import PER_MS, Float, Int
 from pipeline.formats.spec import Format
 
@@ -87,15 +88,6 @@ def encode_table(
     for name, column in zip(channels, np.ascontiguousarray(values.T), strict=True):
         columns[spec.fields.get(name, name)] = pa.array(column, from_pandas=True)
     return write_stream(pa.record_batch(columns))
-
-
-def write_stream(batch: Any) -> bytes:
-    """One record batch as an Arrow IPC stream."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    stream: bytes = sink.getvalue().to_pybytes()
-    return stream
 
 
 def _time(unit: str, ts_ms: int) -> object:

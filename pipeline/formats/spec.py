@@ -1,8 +1,10 @@
 """How the bytes of a stream's records are laid out: the `format` part of a stream's configuration."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast, get_args
 
 import msgspec
+
+from pipeline.errors import BadInput
 
 Encoding = Literal["json", "msgpack", "cbor", "arrow"]
 Layout = Literal["wide", "long"]
@@ -34,3 +36,10 @@ class Format(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     value: str = "value"
     max_bytes: Annotated[int, msgspec.Meta(ge=1)] = 262_144
     fields: dict[str, str] = {}
+
+
+def read_encoding(text: str) -> Encoding:
+    """The encoding that an option names. Raises BadInput."""
+    if text not in get_args(Encoding):
+        raise BadInput(f"there is no encoding {text}: give one of {', '.join(get_args(Encoding))}")
+    return cast(Encoding, text)

@@ -25,7 +25,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class Made(msgspec.Struct, frozen=True):
-    """What `create` did about one topic; made: False where it was there already."""
+    """What `create` or `grow` did about one topic; made: False where it was so already."""
 
     name: str
     partitions: int
@@ -95,6 +95,34 @@ def check(
             raise BadInput(f"topic {name} is missing: make it with `narrows topics create`")
     _fits(known, max((known[name].partitions for name in inputs), default=1), prefix, outputs)
     return known
+
+
+def grow(
+    settings: Settings, inputs: Sequence[str], partitions: int, prefix: str = "",
+    outputs: Iterable[Topic] = TOPICS.values(),
+) -> list[Made]:
+    """Gives inputs that have fewer this many partitions, and first the outputs that follow them.
+
+    Outputs first: a worker that meets a new partition writes to the one of the same number. Raises BadInput where a
+    topic has more already (Kafka takes none away) or an input is missing.
+    """
+    outputs = [topic for topic in outputs if topic.partitions is None]
+    names = [*(topic.full_name(prefix) for topic in outputs), *inputs]
+    with admin_client(settings) as admin:
+        known = _describe(admin, names)
+        for name in names:
+            if name in inputs and name not in known:
+                raise BadInput(f"topic {name} is missing: make it with `narrows topics create`")
+            if name in known and known[name].partitions > partitions:
+                raise BadInput(
+                    f"topic {name} has {known[name].partitions} partitions already, more than {partitions}, and Kafka "
+                    "takes none away: give at least as many"
+                )
+        for name in names:
+            if name in known and known[name].partitions < partitions:
+                admin.create_partitions({name: partitions})
+        admin.wait_for_topics([name for name in names if name in known])
+    return [Made(name, partitions, known[name].partitions < partitions) for name in names if name in known]
 
 
 def _fits(known: dict[str, Facts], widest: int, prefix: str, outputs: Iterable[Topic]) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from pipeline import topics
 from pipeline.cli.main import app
+from pipeline.registry.store import Registry
 from pipeline.sinks import read_anomaly, read_score
 from tests.support.models import small_contract, write_small_bundle
 from tests.support.world import until
@@ -26,7 +27,10 @@ START_MS = 1_700_000_000_000
 
 def test_the_same_rows_score_alike_in_every_encoding(kafka: Any, tmp_path: Path) -> None:
     contract = small_contract(2, allowance_ms=60_000)   # beyond the 25 s that an Arrow record gathers
-    bundle = write_small_bundle(tmp_path / "bundle", contract, threshold=0.7)
+    write_small_bundle(tmp_path / "bundle", contract, threshold=0.7)
+    registry = Registry(tmp_path / "registry")
+    for encoding in ENCODINGS:
+        registry.promote(encoding, registry.publish(encoding, tmp_path / "bundle"), now_ms=1)
     names = {encoding: kafka.new_topic(2, encoding) for encoding in ENCODINGS}
     prefix = f"{names['json']}."
     path = tmp_path / "narrows.yaml"
@@ -34,7 +38,7 @@ def test_the_same_rows_score_alike_in_every_encoding(kafka: Any, tmp_path: Path)
         "kafka": {"bootstrap": kafka.bootstrap, "group": f"{prefix}group", "topic_prefix": prefix},
         "registry": {"path": str(tmp_path / "registry")}, "worker": {"metrics_port": 0, "commit_interval_s": 0.3},
         "streams": {encoding: {
-            "topic": topic, "contract": msgspec.to_builtins(contract), "bundle": str(bundle.folder),
+            "topic": topic, "contract": msgspec.to_builtins(contract),
             "format": {"encoding": encoding}, "outputs": {"scores": True},
         } for encoding, topic in names.items()},
     }), encoding="utf-8")

@@ -19,7 +19,7 @@ from pipeline.core.contract import Contract
 from pipeline.engine.state_topic import Entries, read_entries
 from pipeline.engine.transport import TP
 from pipeline.formats import Format
-from pipeline.formats.encode import write_stream
+from pipeline.formats.arrow import write_stream
 from pipeline.line import Line, OutputTopics
 from pipeline.sinks import Record, read_block_label
 from tests.support.models import small_contract, small_model

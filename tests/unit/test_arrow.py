@@ -10,8 +10,7 @@ from pipeline.core.contract import Channel, Contract
 from pipeline.core.ids import MOST_ROWS
 from pipeline.errors import BadInput
 from pipeline.formats import Format, Readings, Reason, Rejects, make_decoder
-from pipeline.formats.arrow import ArrowDecoder
-from pipeline.formats.encode import write_stream
+from pipeline.formats.arrow import ArrowDecoder, write_stream
 
 NOW = 1_700_000_000_000
 CONTRACT = Contract(
@@ -188,3 +187,19 @@ def test_no_byte_of_a_record_makes_it_cost_more_than_it_holds() -> None:
 def test_a_format_that_contradicts_itself_is_refused(spec: dict[str, Any]) -> None:
     with pytest.raises(BadInput):
         make_decoder(CONTRACT, Format(encoding="arrow", **spec))
+
+
+def test_a_record_of_several_devices_is_split_with_all_its_columns() -> None:
+    decoder = ArrowDecoder(CONTRACT, Format(encoding="arrow"))
+    value = streamed([
+        pa.record_batch(COLUMNS | {"device": names, "text": ["x", "y"]}) for names in (["a", "b"], [None, "a"])
+    ])
+    found = decoder.split(value, b"key")
+    assert [name for name, _ in found] == ["a", "b", "key"]
+    tables = [pa.ipc.open_stream(part).read_all().to_pydict() for _, part in found]
+    assert [table["text"] for table in tables] == [["x", "y"], ["y"], ["x"]]
+    readings, _ = decoder.decode([part for _, part in found], [b"key"] * 3, np.full(3, NOW))
+    assert readings.device == ["a", "a", "b", "key"]
+    assert decoder.split(GOOD[:50], b"key") == [("key", GOOD[:50])]
+    alone = record(device=["a", "a"])
+    assert decoder.split(alone, None) == [("a", alone)]

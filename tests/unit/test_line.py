@@ -1,6 +1,7 @@
 """One stream of a worker, and what it owes to the others of its topic and to the state topic."""
 
 from collections import namedtuple
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -79,3 +80,32 @@ def test_an_episode_that_silence_closed_is_told_to_the_state_topic_though_its_de
     assert line.changed(0)[name] is None
     line.settled()
     assert line.changed(0) == {}
+
+
+def test_a_device_in_two_partitions_is_told_once():
+    line = make_line("a", small_contract(2))
+    line.assign(1, small_model(small_contract(2)), 0, -1, {})
+    for turn in range(3):
+        for partition, device in ((0, "one"), (1, "one"), (1, "two")):
+            [part] = batch([reading(turn, device, 1_000 * turn, {"c0": 1.0})])
+            line.take([replace(part, tp=TP("t", partition))])
+    assert line.wrong_keys == [("one", 0, 1)]
+
+
+def test_a_device_that_moved_for_good_is_no_stray_once_silence_has_ended_its_old_state():
+    contract = small_contract(2)
+    line = make_line("a", contract)
+    line.assign(1, small_model(contract), 0, -1, {})
+    line.take(batch([reading(0, "one", 0, {"c0": 1.0})]))
+    later = contract.silence_ms + 1_000
+    for step in range(1, 3):
+        line.take(batch([reading(step, "two", later + step, {"c0": 1.0})], 0))
+    [part] = batch([reading(0, "one", later, {"c0": 1.0})])
+    line.take([replace(part, tp=TP("t", 1))])
+    assert line.wrong_keys == []
+
+
+def test_fields_that_the_contract_does_not_name_are_counted():
+    line = make_line("a", small_contract(2))
+    line.take(batch([reading(step, "one", 1_000 * step, {"c0": 1.0, "gas": 2.0}) for step in range(3)]))
+    assert line.counts["unknown_fields"] == 3
