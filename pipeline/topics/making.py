@@ -1,5 +1,6 @@
 """Making topics, and saying what is wrong with those that are there."""
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -7,11 +8,12 @@ import msgspec
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import for_code
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, TryAgain
 from pipeline.topics.client import Settings, admin_client, ours
 from pipeline.topics.definitions import TOPICS, Topic
 
 TOPIC_EXISTS = 36  # TOPIC_ALREADY_EXISTS of the Kafka protocol
+PATIENCE_S = 20  # for partitions that were just added
 SHOWN = ("cleanup.policy", "retention.ms", "max.message.bytes", "message.timestamp.type")
 
 
@@ -121,7 +123,11 @@ def grow(
         for name in names:
             if name in known and known[name].partitions < partitions:
                 admin.create_partitions({name: partitions})
-        admin.wait_for_topics([name for name in names if name in known])
+        deadline = time.monotonic() + PATIENCE_S
+        while any(facts.partitions < partitions for facts in _describe(admin, list(known)).values()):
+            if time.monotonic() > deadline:
+                raise TryAgain(f"the broker does not show {partitions} partitions of each topic yet: look again")
+            time.sleep(0.1)   # brokers hear of new partitions one after the other
     return [Made(name, partitions, known[name].partitions < partitions) for name in names if name in known]
 
 
