@@ -99,13 +99,24 @@ class ArrowDecoder:
         return _join(parts, len(self.contract.channels)), rejects_of(rejected)
 
     def device_of(self, value: bytes | None, key: bytes | None) -> str | None:
-        """The first device that a record names, in its value or its key; None where neither can be read."""
+        """The first device that a record names, in its value or its key; None where neither can be read.
+
+        Its channels don't matter: all streams of a topic get the same answer.
+        """
+        name: object = None
         try:
-            plan, batches = self._read(value)
-            names = [] if plan.device < 0 else batches[0].column(plan.device)[:1].to_pylist()
+            head, _, rows = _measure(value or b"")
+            numbers = pa.ipc.read_schema(pa.py_buffer(value)[:head]).get_all_field_indices(self.spec.device or "")
+            if numbers and 0 < rows <= MOST_ROWS:
+                options = pa.ipc.IpcReadOptions(included_fields=numbers[-1:], use_threads=False)
+                for batch in pa.ipc.open_stream(value, options=options):
+                    batch.validate(full=True)
+                    if len(batch):
+                        name = batch.column(0)[0].as_py()
+                        break
         except Exception:  # see `decode`
-            names = []
-        return next((name for name in names if name is not None and is_name(name)), key_name(key))
+            name = None
+        return name if isinstance(name, str) and is_name(name) else key_name(key)
 
     def split(self, value: bytes | None, key: bytes | None) -> list[tuple[str | None, bytes | None]]:
         """The record as one of each of its devices, unknown columns included; itself where it has one or can't be read.

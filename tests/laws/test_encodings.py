@@ -57,7 +57,7 @@ def outcome(spec: Format, values: list[bytes | None]) -> list[Any]:
 
 @pytest.mark.parametrize("encoding", ["msgpack", "cbor"])
 @given(st.lists(tree, max_size=6), st.sampled_from(["wide", "flat", "long"]), st.sampled_from(["ms", "s", "ns", "iso"]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_an_encoding_means_what_json_means(encoding: str, trees: list[Any], layout: str, unit: str) -> None:
     shape: Any = {"layout": "long"} if layout == "long" else {"values": None if layout == "flat" else "values"}
     expected = outcome(Format(ts_unit=unit, **shape), [DUMPS["json"](one) for one in trees])
@@ -87,7 +87,7 @@ def bytes_like(encoding: str) -> st.SearchStrategy[bytes | None]:
 
 @pytest.mark.parametrize("encoding", ["msgpack", "cbor", "arrow"])
 @given(data=st.data())
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_bytes_decode_alike_alone_and_among_others_and_never_raise(encoding: str, data: st.DataObject) -> None:
     values = data.draw(st.lists(bytes_like(encoding), max_size=8))
     spec = Format(encoding=encoding)
@@ -136,7 +136,7 @@ column = st.lists(
 @given(column, column, st.lists(st.sampled_from(["d", "e", "", None]), min_size=3, max_size=3), st.lists(
     st.sampled_from([NOW, NOW + 5, None, -1, 2**45, NOW + 10**9]), min_size=3, max_size=3
 ))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_a_record_of_many_rows_has_json_s_rows_or_the_reason_of_one_of_them(
     a: list[float | None], b: list[float | None], device: list[str | None], ts: list[int | None]
 ) -> None:

@@ -165,7 +165,11 @@ def test_unknown_columns_are_counted_once_a_record_and_never_read() -> None:
 def test_a_rejected_record_still_names_a_device() -> None:
     decoder = make_decoder(CONTRACT, Format(encoding="arrow"))
     assert decoder.device_of(record(flow=[1e39, 1]), b"key") == "a"
-    assert decoder.device_of(record(flow=["x", "y"]), b"key") == "key"
+    assert decoder.device_of(record(flow=["x", "y"]), b"key") == "a"
+    assert decoder.device_of(record(flow=None, **{"heat °C": None, "speed": [1, 2]}), b"key") == "a"
+    assert decoder.device_of(record(device=[None, "b"]), b"key") == "key"
+    assert decoder.device_of(record(device=[1, 2]), b"key") == "key"
+    assert decoder.device_of(record(device=None), b"key") == "key"
     assert decoder.device_of(b"x", None) is None
 
 

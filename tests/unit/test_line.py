@@ -12,6 +12,7 @@ from pipeline.core.contract import Channel, Contract
 from pipeline.engine.state_topic import Name
 from pipeline.engine.transport import TP
 from pipeline.formats import Format
+from pipeline.formats.encode import encode_table
 from pipeline.line import Line, OutputTopics
 from pipeline.sinks import Record
 from tests.support.models import small_contract, small_model
@@ -109,3 +110,24 @@ def test_fields_that_the_contract_does_not_name_are_counted():
     line = make_line("a", small_contract(2))
     line.take(batch([reading(step, "one", 1_000 * step, {"c0": 1.0, "gas": 2.0}) for step in range(3)]))
     assert line.counts["unknown_fields"] == 3
+
+
+def test_streams_of_one_topic_tell_arrow_records_of_many_rows_apart():
+    spec = Format(encoding="arrow")
+    lines = [
+        Line(name, "t", contract, spec, Match(device_prefix=name), TOPICS, takes_nameless=name == "a")
+        for name, contract in (("a", small_contract(2)), ("b", Contract(channels=(Channel(name="x"),), window=8)))
+    ]
+    for line in lines:
+        line.assign(0, small_model(line.contract), 0, -1, {})
+
+    def table(offset: int, devices: list[str], **columns: list[float]) -> Raw:
+        values = np.array(list(columns.values()), np.float32).T
+        ts = np.full(len(devices), 1_000)
+        return Raw(offset, 1_000, b"gateway", encode_table(spec, tuple(columns), devices, ts, values))
+
+    good = [table(0, ["a1", "a2"], c0=[1, 2], c1=[1, 2]), table(1, ["b1", "b2"], x=[1, 2])]
+    assert dead_letters(lines, good) == []
+    assert dead_letters(lines, [table(2, ["b1", "b2"], x=[1, np.inf])]) == [("b", "overflow")]
+    assert lines[0].stream.rows.names == ["a1", "a2"]
+    assert lines[1].stream.rows.names == ["b1", "b2"]
