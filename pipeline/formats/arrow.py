@@ -136,7 +136,12 @@ class ArrowDecoder:
         found = list(dict.fromkeys(names.tolist()))
         if len(found) == 1:
             return [(found[0], value)]
-        return [(name, write_stream(table.filter(pa.array(names == name)))) for name in found]
+        starts = np.flatnonzero(np.append(True, names[1:] != names[:-1]))
+        ends = np.append(starts[1:], len(names))
+        parts: dict[str | None, list[Any]] = {name: [] for name in found}
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            parts[names[start]].append(table.slice(start, end - start))  # there is a type that no filter knows
+        return [(name, write_stream(pa.concat_tables(own).combine_chunks())) for name, own in parts.items()]
 
     # ---------------------------------------------------------------- one record
 

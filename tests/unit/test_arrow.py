@@ -196,7 +196,9 @@ def test_a_format_that_contradicts_itself_is_refused(spec: dict[str, Any]) -> No
 def test_a_record_of_several_devices_is_split_with_all_its_columns() -> None:
     decoder = ArrowDecoder(CONTRACT, Format(encoding="arrow"))
     value = streamed([
-        pa.record_batch(COLUMNS | {"device": names, "text": ["x", "y"]}) for names in (["a", "b"], [None, "a"])
+        pa.record_batch(COLUMNS | {
+            "device": names, "text": ["x", "y"], "view": pa.array(["x", "y"], pa.string_view()), "list": [[1], None],
+        }) for names in (["a", "b"], [None, "a"])
     ])
     found = decoder.split(value, b"key")
     assert [name for name, _ in found] == ["a", "b", "key"]
