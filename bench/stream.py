@@ -66,8 +66,8 @@ class Figure:
 class Bench:
     """One broker, the topics that were asked for, and the runs on them."""
 
-    def __init__(self, bootstrap: str, folder: Path) -> None:
-        self._bootstrap, self._folder = bootstrap, folder
+    def __init__(self, bootstrap: str, folder: Path, partitions: int = PARTITIONS) -> None:
+        self._bootstrap, self._folder, self._partitions = bootstrap, folder, partitions
         self._inputs: dict[str, Input] = {}
         self._model = make_bundle(folder / "model", 32).folder / "model.onnx"
 
@@ -75,13 +75,13 @@ class Bench:
         """The topic with so many rows, made where it is new."""
         name = f"bench-{encoding}-{rows}"
         if name not in self._inputs:
-            topics.create(self._bootstrap, [name], partitions=PARTITIONS, outputs=[])
-            records = load_topic(self._bootstrap, name, rows, DEVICES, PARTITIONS, encoding=encoding)
+            topics.create(self._bootstrap, [name], partitions=self._partitions, outputs=[])
+            records = load_topic(self._bootstrap, name, rows, DEVICES, self._partitions, encoding=encoding)
             self._inputs[name] = Input(name, rows, records, encoding)
         return self._inputs[name]
 
-    def narrows(self, source: Input, hop: int, outputs: dict[str, bool]) -> Figure:
-        """A worker with a group and output topics of its own."""
+    def configure(self, source: Input, hop: int, outputs: dict[str, bool]) -> tuple[Path, str]:
+        """(file, prefix of the output topics) of a configuration with a group and output topics of its own."""
         run = uuid.uuid4().hex[:8]
         prefix = f"{run}."
         topics.create(self._bootstrap, [source.topic], prefix)
@@ -95,19 +95,24 @@ class Bench:
                 "outputs": outputs, **({} if source.encoding == "json" else {"format": {"encoding": source.encoding}}),
             }},
         }), encoding="utf-8")
+        return path, prefix
+
+    def narrows(self, source: Input, hop: int, outputs: dict[str, bool]) -> Figure:
+        """One worker."""
+        path, prefix = self.configure(source, hop, outputs)
         figure = self._run([sys.executable, "-m", "bench.peers.narrows_worker", str(path)], source)
         if outputs.get("scores"):
-            self._check("narrows", f"{prefix}narrows.scores", results_of(source.rows, DEVICES))
+            self.check("narrows", f"{prefix}narrows.scores", results_of(source.rows, DEVICES))
         return figure
 
     def rival(self, module: str, source: Input, python: str = sys.executable) -> Figure:
         """A rival that does the same work."""
         run = uuid.uuid4().hex[:8]
         output = f"{run}-results"
-        topics.create(self._bootstrap, [output], partitions=PARTITIONS, outputs=[])
+        topics.create(self._bootstrap, [output], partitions=self._partitions, outputs=[])
         arguments = [self._bootstrap, source.topic, output, run, str(self._model)]
         figure = self._run([python, "-m", f"bench.peers.{module}", *arguments], source)
-        self._check(module, output, results_of(source.rows, DEVICES))
+        self.check(module, output, results_of(source.rows, DEVICES))
         return figure
 
     def reading(self, source: Input) -> Figure:
@@ -134,7 +139,8 @@ class Bench:
                 )
         raise RuntimeError(f"{' '.join(command)} gave no figure, exit {child.returncode}: {child.stderr[-3000:]}")
 
-    def _check(self, name: str, topic: str, expected: int) -> None:
+    def check(self, name: str, topic: str, expected: int) -> None:
+        """Raises where a topic holds another number of results."""
         begins, ends = topics.begin_offsets(self._bootstrap, topic), topics.end_offsets(self._bootstrap, topic)
         written = sum(ends.values()) - sum(begins.values())
         if written != expected:
@@ -163,7 +169,7 @@ def in_turn(pairs: int, runs: list[tuple[str, Callable[[], Figure]]]) -> dict[st
     return found
 
 
-def figures(name: str, found: list[Figure], goal: float | None = None, split: bool = False) -> list[Measurement]:
+def figures_of(name: str, found: list[Figure], goal: float | None = None, split: bool = False) -> list[Measurement]:
     """Median CPU and rate of some runs; with the split of the last one where asked for."""
     measured = [
         median_of(name, [one.cpu_us for one in found], "us", goal=goal),
@@ -178,7 +184,7 @@ def figures(name: str, found: list[Figure], goal: float | None = None, split: bo
     return measured
 
 
-def ratio(name: str, mine: list[Figure], theirs: list[Figure], goal: float | None = None) -> Measurement:
+def ratio_of(name: str, mine: list[Figure], theirs: list[Figure], goal: float | None = None) -> Measurement:
     """Median and interval of the pairs' ratios."""
     ratios = [one.cpu_us / other.cpu_us for one, other in zip(mine, theirs, strict=True)]
     low, high = interval(ratios)
@@ -198,18 +204,18 @@ def same_work(bench: Bench, pairs: int, rows: int, few: int) -> list[Measurement
     if python is not None:
         runs.append(("Quix Streams, same work", lambda: bench.rival("quix", short, python)))
     found = in_turn(pairs, runs)
-    measured = figures(ours, found[ours], GOAL_SAME_WORK_US, split=True)
+    measured = figures_of(ours, found[ours], GOAL_SAME_WORK_US, split=True)
     for name, theirs in found.items():
         if name != ours:
-            measured += figures(name, theirs)
+            measured += figures_of(name, theirs)
             goal = GOAL_OVER_LOOP if name == loop else None
-            measured.append(ratio(f"narrows over {name}", found[ours], theirs, goal))
+            measured.append(ratio_of(f"narrows over {name}", found[ours], theirs, goal))
     return measured
 
 
 def everything(bench: Bench, pairs: int, rows: int, few: int) -> list[Measurement]:
     source, name = bench.load(rows), "narrows, hop 1, everything"
-    return figures(
+    return figures_of(
         name, in_turn(pairs, [(name, lambda: bench.narrows(source, 1, {}))])[name], GOAL_EVERYTHING_US, split=True
     )
 
@@ -217,7 +223,7 @@ def everything(bench: Bench, pairs: int, rows: int, few: int) -> list[Measuremen
 def without_blocks(bench: Bench, pairs: int, rows: int, few: int) -> list[Measurement]:
     source, name = bench.load(rows), "narrows, hop 1, without blocks"
     outputs = {"blocks": False, "features": False}
-    return figures(
+    return figures_of(
         name, in_turn(pairs, [(name, lambda: bench.narrows(source, 1, outputs))])[name], GOAL_WITHOUT_BLOCKS_US,
         split=True,
     )
@@ -231,7 +237,7 @@ def encodings(bench: Bench, pairs: int, rows: int, few: int) -> list[Measurement
     found = in_turn(pairs, [run(encoding) for encoding in ENCODINGS])
     return [
         one for encoding, (name, runs) in zip(ENCODINGS, found.items(), strict=True)
-        for one in figures(name, runs, GOAL_ENCODING_US.get(encoding), split=encoding == "arrow")
+        for one in figures_of(name, runs, GOAL_ENCODING_US.get(encoding), split=encoding == "arrow")
     ]
 
 

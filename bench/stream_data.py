@@ -170,8 +170,9 @@ def _cbor(device: str, ts_ms: np.ndarray, values: np.ndarray) -> bytes:
 
 
 def _arrow(device: str, ts_ms: np.ndarray, values: np.ndarray) -> bytes:
-    """An IPC stream of one batch, channels flat beside device and ts."""
-    columns = {"device": [device] * len(ts_ms), "ts": ts_ms} | dict(zip(CHANNELS, values.T, strict=True))
+    """An IPC stream of one batch, channels of 32 bits flat beside device and ts."""
+    channels = dict(zip(CHANNELS, values.T.astype(np.float32), strict=True))
+    columns = {"device": [device] * len(ts_ms), "ts": ts_ms} | channels
     batch = pa.RecordBatch.from_pydict(columns)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as writer:

@@ -1,6 +1,8 @@
 """The loop that a good engineer writes by hand: librdkafka, large batches, vectorised windows, at-least-once.
 
-    python -m bench.peers.confluent_loop BOOTSTRAP TOPIC OUTPUT GROUP MODEL [BATCH WAIT_S LINGER_MS]
+    python -m bench.peers.confluent_loop BOOTSTRAP TOPIC OUTPUT GROUP MODEL [quick]
+
+Set for throughput, or, with `quick`, for latency at a low rate.
 
 A commit names, for each partition, the first row of its oldest open window, and only once every result up to here is
 acknowledged; so a restart loses no window. Commits are once a second.
@@ -17,12 +19,14 @@ from bench.peers.meter import Meter
 from bench.peers.same_work import GC_THRESHOLDS, Autoencoder, Windows, columns, decode, result
 
 COMMIT_EVERY_S = 1.0
+BATCH = 10_000
+WAIT_S, QUICK_WAIT_S = 0.1, 0.01   # for a whole batch
 
 
 def main() -> None:
     bootstrap, topic, output, group, model_path = sys.argv[1:6]
-    batch, wait_s, linger_ms = (int(sys.argv[6]), float(sys.argv[7]), float(sys.argv[8])) if sys.argv[6:] else (
-        10_000, 0.1, 20.0)
+    is_quick = sys.argv[6:] == ["quick"]
+    wait_s, linger_ms = (QUICK_WAIT_S, 0) if is_quick else (WAIT_S, 20)
     consumer = Consumer({
         "bootstrap.servers": bootstrap, "group.id": group, "enable.auto.commit": False, "auto.offset.reset": "earliest",
         "fetch.queue.backoff.ms": 10, "fetch.wait.max.ms": 10, "queued.min.messages": 200_000,
@@ -50,7 +54,7 @@ def main() -> None:
     gc.freeze()
     committed_at = time.monotonic()
     while True:
-        messages = consumer.consume(batch, wait_s)
+        messages = consumer.consume(BATCH, wait_s)
         if not messages:
             continue
         readings = [decode(message.value()) for message in messages]

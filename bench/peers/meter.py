@@ -18,14 +18,14 @@ from typing import Any
 class Meter:
     """Count records; at `end` the process prints its figure and ends.
 
-    stages : us of CPU a record of each method given to `time`, without that of the timed methods that it calls.
+    stages : CPU seconds in each method given to `time`, without those in the timed methods that it calls.
     """
 
     def __init__(self) -> None:
         self.warm, self.end = int(os.environ["BENCH_WARM"]), int(os.environ["BENCH_END"])
         self.seen = 0
         self._at: tuple[int, float, float, dict[str, float]] | None = None
-        self._stages: defaultdict[str, float] = defaultdict(float)
+        self.stages: defaultdict[str, float] = defaultdict(float)
         self._local = threading.local()
 
     def ends_with(self, records: int) -> bool:
@@ -38,14 +38,14 @@ class Meter:
         if self._at is None:
             if self.seen >= self.warm:
                 self._at = (self.seen, cpu_s(), time.monotonic(), threads_s())
-                self._stages.clear()
+                self.stages.clear()
         elif self.seen >= self.end:
             seen, cpu, wall, before = self._at
             passed = self.seen - seen
             line = {
                 "records": passed, "cpu_us": (cpu_s() - cpu) / passed * 1e6,
                 "per_s": passed / (time.monotonic() - wall),
-                "stages": {name: spent / passed * 1e6 for name, spent in self._stages.items()},
+                "stages": {name: spent / passed * 1e6 for name, spent in self.stages.items()},
                 "threads": {
                     name: (spent - before.get(name, 0.0)) / passed * 1e6 for name, spent in threads_s().items()
                 },
@@ -98,7 +98,7 @@ class Meter:
     def _leave(self, began: float, stage: str) -> None:
         spent = time.thread_time() - began
         stack = self._local.stack
-        self._stages[stage] += spent - stack.pop()
+        self.stages[stage] += spent - stack.pop()
         if stack:
             stack[-1] += spent
 

@@ -15,13 +15,12 @@ def main() -> None:
     from pipeline.core.rows import Rows
     from pipeline.core.score import Scorer
     from pipeline.engine.transport import BatchConsumer
-    from pipeline.formats import WideDecoder
     from pipeline.scoring.session import Session
     from pipeline.scoring.stream import Stream
 
     meter = Meter()
     for owner, name, stage in (
-        (WideDecoder, "decode", "decode"), (Rows, "slots", "rows"), (Rows, "push", "rows"), (Rows, "settle", "rows"),
+        (Rows, "slots", "rows"), (Rows, "push", "rows"), (Rows, "settle", "rows"),
         (Rows, "windows", "gather"), (Rows, "residuals", "gather"), (Session, "run", "onnx"),
         (Session, "rebuild_and_gist", "onnx"), (Scorer, "filter", "filter"), (Scorer, "score", "score"),
         (Stream, "push", "rest of scoring"), (line, "encode_blocks", "blocks"), (line.Line, "_blocks", "encode"),
@@ -34,6 +33,14 @@ def main() -> None:
     ):
         meter.time_coroutine(owner, name, stage)
     meter.time_collector()
+    make_decoder: Callable[..., Any] = line.make_decoder
+
+    def timed_decoder(*given: Any) -> Any:
+        decoder = make_decoder(*given)
+        meter.time(decoder, "decode", "decode")
+        return decoder
+
+    line.make_decoder = timed_decoder
     observe: Callable[..., None] = app.Worker._observe
 
     def counted(self: app.Worker, parts: Any, *rest: Any) -> None:
