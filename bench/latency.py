@@ -33,7 +33,8 @@ from pipeline.sinks import read_score
 
 RATE, DEVICES, PARTITIONS = 5_000, 400, 4
 STEP_MS = 1000 * DEVICES // RATE
-SETTLE_S = 8
+SETTLE_S = 5.0
+START_LIMIT_S, DRAIN_LIMIT_S = 120, 60
 GOAL_PAUSE_MS = 500.0
 NEVER = str(1 << 60)   # records after which a rival would print its cost and end
 
@@ -103,16 +104,15 @@ def run(folder: Path, bootstrap: str, case: Case, seconds: int) -> Seen:
         command = ["pipeline.cli.main", "worker", "--config", str(config)]
         offset_of = lambda value: read_score(value).offset  # noqa: E731
     with child(folder / f"{name}.log", command) as subject:
-        time.sleep(SETTLE_S)
-        load = ["bench.peers.steady_load", bootstrap, topic, RATE, seconds + 2 * SETTLE_S, DEVICES, PARTITIONS]
-        with child(folder / f"{name}.load.log", list(map(str, load))) as loading:
+        load = ["bench.peers.steady_load", bootstrap, topic, RATE, DEVICES, PARTITIONS]
+        with child(folder / f"{name}.load.log", list(map(str, load))):
+            wait_until(lambda: written(bootstrap, output) > 0, subject, START_LIMIT_S)
             time.sleep(SETTLE_S)
             process = psutil.Process(subject.pid)
             before, began = process.cpu_times(), time.time()
             time.sleep(seconds)
             after, ended = process.cpu_times(), time.time()
-            loading.wait(60)
-            time.sleep(2)
+        wait_until(lambda: is_still(bootstrap, output), subject, DRAIN_LIMIT_S)   # late results count too
     core = (after.user + after.system - before.user - before.system) / (ended - began)
     appended = {(partition, record.offset): record.ts_ms for partition, record in topics.read_topic(bootstrap, topic)}
     late, times = [], []
@@ -124,6 +124,27 @@ def run(folder: Path, bootstrap: str, case: Case, seconds: int) -> Seen:
     if len(late) < RATE * seconds / case.hop / 2:
         raise RuntimeError(f"{case.name}: {len(late)} results are fewer than half of what the load gives")
     return Seen(np.array(late, float), core, float(np.diff(np.unique(times)).max()))
+
+
+def written(bootstrap: str, topic: str) -> int:
+    """Records of a topic so far."""
+    return sum(topics.end_offsets(bootstrap, topic).values())
+
+
+def is_still(bootstrap: str, topic: str) -> bool:
+    """Whether nothing is written for a second."""
+    before = written(bootstrap, topic)
+    time.sleep(1)
+    return written(bootstrap, topic) == before
+
+
+def wait_until(true: Callable[[], bool], subject: subprocess.Popen[bytes], limit_s: float) -> None:
+    """Raises where the subject ends before, or it takes too long."""
+    deadline = time.monotonic() + limit_s
+    while not true():
+        if subject.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"the subject {'ended' if subject.poll() is not None else 'wrote nothing in time'}")
+        time.sleep(0.2)
 
 
 def by_append(bootstrap: str, topic: str) -> None:
@@ -138,7 +159,7 @@ def by_append(bootstrap: str, topic: str) -> None:
 
 @contextmanager
 def child(log: Path, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A module as a child process, ended afterwards. Raises with the end of its log where it ended by itself."""
+    """A module as a child process, ended afterwards. Raises with the end of its log where it failed before."""
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", *command], stdout=out, stderr=out,
@@ -146,9 +167,9 @@ def child(log: Path, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         )
         try:
             yield process
+        finally:
             if process.poll():
                 raise RuntimeError(f"{command[0]} ended with {process.returncode}: {log.read_text()[-2000:]}")
-        finally:
             if process.poll() is None:
                 process.terminate()
             process.wait(20)
