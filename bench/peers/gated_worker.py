@@ -1,7 +1,8 @@
 """A narrows worker of several: python -m bench.peers.gated_worker CONFIG GATE
 
 It joins at once and says how many partitions it holds; it takes its first record when the file GATE is there. After
-each batch it says how many records it has finished and what CPU it has spent.
+each batch it says how many records it has finished, those read again after a rebalance included, what CPU it has spent,
+and where it is in each partition.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from bench.peers.meter import cpu_s
 LOOK_EVERY_S = 0.1
 
 
-def say(**what: float) -> None:
+def say(**what: Any) -> None:
     os.write(1, json.dumps(what).encode() + b"\n")   # past whoever redirected sys.stdout
 
 
@@ -41,7 +42,7 @@ def main() -> None:
         nonlocal seen
         observe(self, parts, *rest)
         seen += sum(len(part.records) for part in parts)
-        say(seen=seen, cpu_s=cpu_s())
+        say(seen=seen, cpu_s=cpu_s(), next={part.tp.partition: int(part.offset[-1]) + 1 for part in parts})
 
     Agent.take = gated  # type: ignore[method-assign]
     app.Worker._observe = counted  # type: ignore[method-assign]
