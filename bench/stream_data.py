@@ -112,6 +112,7 @@ def load_topic(
     phase = rng.integers(0, 1000, devices).tolist()
     producer = Producer({
         "bootstrap.servers": bootstrap, "linger.ms": 20, "batch.size": 1 << 20, "queue.buffering.max.messages": 500_000,
+        "enable.idempotence": True,   # else a batch that is sent again comes behind later ones
     })
     records = 0
     for device, ts, value in _records(encoding, rows, names, noise, phase):

@@ -20,7 +20,7 @@ def main() -> None:
         msgspec.json.encode(dict(zip(CHANNELS, row.tolist(), strict=True))).decode()
         for row in rng.normal(0, 1, (2000, 8)).round(4)
     ]
-    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0})
+    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0, "enable.idempotence": True})
     start, sent = time.monotonic(), 0
     while True:
         due = int((time.monotonic() - start) * rate)
