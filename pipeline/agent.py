@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pipeline.core.records import Records
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.state_topic import Entries, Name, State
 from pipeline.engine.transport import TP, Begin, Fetched
@@ -71,9 +72,7 @@ class Part:
     """Records of one partition within a batch, with what is common to all streams. Arrays are (r,)."""
 
     tp: TP
-    records: list[Any]
-    offset: np.ndarray
-    time: np.ndarray           # the records' own timestamps
+    records: Records
     stream_time: np.ndarray
     emit_from: int
 
@@ -160,7 +159,7 @@ class Agent:
                 if self._held.get(part.tp) is not one:
                     self.orphans += 1   # taken away meanwhile: outputs stand, the next owner makes them again, equal
                     continue
-                one.position = int(part.offset[-1]) + 1
+                one.position = int(part.records.offset[-1]) + 1
                 one.next = max(one.next, one.position)
                 one.stream_time = int(part.stream_time[-1])
                 one.read += len(part.records)
@@ -169,16 +168,11 @@ class Agent:
                 await self._commit()
 
     def _part(self, fetched: Fetched, held: Held) -> Part:
-        records = fetched.records
-        if records[0].offset < held.position:   # the transport trims; this is the last door before the state
-            records = [record for record in records if record.offset >= held.position]
-        n = len(records)
-        stamps = np.fromiter([record.timestamp for record in records], np.int64, n)
-        offsets = np.fromiter([record.offset for record in records], np.int64, n)
+        records = fetched.records.since(held.position)   # the transport trims; this is the last door before the state
         held.end = fetched.end
-        self.largest_batch = max(self.largest_batch, n)
-        running = np.maximum(np.maximum.accumulate(stamps), held.stream_time)
-        return Part(fetched.tp, records, offsets, stamps, running, held.next)
+        self.largest_batch = max(self.largest_batch, len(records))
+        running = np.maximum(np.maximum.accumulate(records.timestamp), held.stream_time)
+        return Part(fetched.tp, records, running, held.next)
 
     def _compute(self, parts: list[Part]) -> list[Any]:
         """In the scoring thread: nobody else touches the streams' state meanwhile."""
@@ -197,7 +191,7 @@ class Agent:
 
     async def _ready(self, fetched: Fetched) -> bool:
         """Whether these records may be processed now: begun, promised far enough, on the right model."""
-        tp, last = fetched.tp, fetched.records[-1].offset
+        tp, last = fetched.tp, int(fetched.records.offset[-1])
         held = self._held.get(tp)
         if not self._is_on(fetched):
             return False

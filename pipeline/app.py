@@ -16,7 +16,7 @@ from faust.auth import SASLCredentials, SSLCredentials
 from faust.worker import Worker as FaustWorker
 from yarl import URL
 
-from pipeline import codec, topics
+from pipeline import codec, formats, topics
 from pipeline.agent import Agent, Held
 from pipeline.agent import Part as Batch
 from pipeline.config import Config, parse_time_ms
@@ -141,9 +141,10 @@ class Worker:
     def check(self) -> None:
         """Everything that can be found wrong before the first record. Raises what to do."""
         overrides.check()
+        formats.warm_up()   # compiled code, cached on disk: the first time on a machine takes long
         self.shelf.open()
         if any(stream.outputs.blocks for stream in self.config.streams.values()):
-            codec.warm_up()   # compiled code, cached on disk: the first time on a machine takes long
+            codec.warm_up()
         settings = self.config.kafka.client_settings()
         written = [topics.TOPICS[name] for name in self._written()]
         topics.check(settings, sorted({line.topic for line in self.lines}), self.config.kafka.topic_prefix, written)

@@ -15,6 +15,7 @@ from pipeline.codec import CodecModel, encode_blocks, pack_frame
 from pipeline.core.contract import Contract
 from pipeline.core.ids import INDEX_BITS, LANES, Kind, Lane, output_id
 from pipeline.core.join import Joiner
+from pipeline.core.records import Names, Records, take_names
 from pipeline.core.rows import Clock, Columns, Float
 from pipeline.engine.state_topic import Name, State
 from pipeline.formats import Format, LongReadings, Reason, Rejects, make_decoder
@@ -42,9 +43,7 @@ class Part(Protocol):
     """Records of one partition within a batch; see `pipeline.agent.Part`."""
 
     tp: Any
-    records: list[Any]
-    offset: np.ndarray
-    time: np.ndarray
+    records: Records
     stream_time: np.ndarray
     emit_from: int
 
@@ -183,27 +182,25 @@ class Line:
         clocks: list[Clock] = []
         for part in batch:
             partition = part.tp.partition
-            clocks.append(Clock(partition, part.offset, part.stream_time))
+            clocks.append(Clock(partition, part.records.offset, part.stream_time))
             self.counts["records"] += len(part.records)
-            values = [record.value for record in part.records]
-            self.counts["record_bytes"] += sum(map(len, filter(None, values)))
-            keys = [record.key for record in part.records]
-            readings, rejects = self._decoder.decode(values, keys, part.time)
+            self.counts["record_bytes"] += part.records.value_bytes
+            readings, rejects = self._decoder.decode_records(part.records)
             dead_letters += self._dead_letters(part, rejects)
             device, ts_ms, kept = readings.device, readings.ts_ms, readings.kept
             channel = readings.channel if isinstance(readings, LongReadings) else None
             numbers: Float = readings.value if isinstance(readings, LongReadings) else readings.values
             index = None if isinstance(readings, LongReadings) else readings.index
             if not self._matches_all:
-                own = np.flatnonzero([self._belongs(name) for name in device])
+                own = np.flatnonzero(self._owned(device))
                 self.counts["unmatched"] += len(kept) - len(own)
-                device = [device[place] for place in own.tolist()]
+                device = take_names(device, own)
                 ts_ms, kept, numbers = ts_ms[own], kept[own], numbers[own]
                 channel = None if channel is None else channel[own]
                 index = None if index is None else index[own]
             if not len(kept) and self._joiner is None:
                 continue
-            offset, time = part.offset[kept], part.stream_time[kept]
+            offset, time = part.records.offset[kept], part.stream_time[kept]
             name = offset if index is None else offset << INDEX_BITS | index
             if self._joiner is None:
                 slots = self.stream.slots(partition, device)
@@ -226,6 +223,13 @@ class Line:
                 self._told.add(device)
                 self.wrong_keys.append((device, one, other))
         self.stream.rows.strays.clear()
+
+    def _owned(self, devices: Sequence[str]) -> np.ndarray:
+        """Which of these names are of this stream. (n,) bool."""
+        if not isinstance(devices, Names):
+            return np.array([self._belongs(name) for name in devices], bool)
+        used, which = devices.used()
+        return np.array([self._belongs(name) for name in used], bool)[which]
 
     def _belongs(self, device: str) -> bool:
         prefix = self._match.device_prefix
@@ -340,26 +344,27 @@ class Line:
             digest=block.digest, trigger=block.trigger,
         ))
 
-    def _is_ours(self, record: Any) -> bool:
+    def _is_ours(self, key: bytes | None, value: bytes | None) -> bool:
         """Whether a record that can't be read is this stream's to report: one dead letter a record, by one stream."""
         if self._matches_all:
             return True
-        device = self._decoder.device_of(record.value, record.key)
+        device = self._decoder.device_of(value, key)
         return self._takes_nameless if device is None else self._belongs(device)
 
     def _dead_letters(self, part: Part, rejects: Rejects) -> list[Record]:
         records = []
         for place, reason in zip(rejects.index.tolist(), rejects.reason.tolist(), strict=True):
-            offset = int(part.offset[place])
-            if offset < part.emit_from or not self._is_ours(part.records[place]):
+            offset = int(part.records.offset[place])
+            key, value = part.records.key_at(place), part.records.value_at(place)
+            if offset < part.emit_from or not self._is_ours(key, value):
                 continue
-            record, code = part.records[place], Reason(reason).code
+            code = Reason(reason).code
             self.reasons[code] += 1
             records.append(dead_letter_record(self._outputs.dead_letters, DeadLetter(
                 id=output_id(self.topic, part.tp.partition, "dead-letter", "main", offset), stream=self.name,
-                reason=code, topic=self.topic, partition=part.tp.partition, offset=offset, timestamp=record.timestamp,
-                key_bytes=len(record.key or b""), value_bytes=len(record.value or b""),
-            ), record.key, record.value))
+                reason=code, topic=self.topic, partition=part.tp.partition, offset=offset,
+                timestamp=int(part.records.timestamp[place]), key_bytes=len(key or b""), value_bytes=len(value or b""),
+            ), key, value))
         return records
 
 

@@ -201,8 +201,10 @@ def main() -> None:
         python = make_venv(given.venv)
         install(python, given.runtime)
         add_servers(python)
-        say("compiling the codec's kernels")
-        run([str(python), "-c", "from pipeline.codec import warm_up; warm_up()"], "setup: then call again")
+        say("compiling what runs hot")
+        code = "from pipeline import codec, formats; from pipeline.engine import fetch; " \
+            "codec.warm_up(); formats.warm_up(); fetch.warm_up()"
+        run([str(python), "-c", code], "setup: then call again")
     except Failed as error:
         sys.exit(str(error))
     stamp.write_text(wanted)

@@ -1,7 +1,6 @@
 """`narrows explain`: an alert scored again, from the input topic and the bundle that it names."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Annotated, Any
 
 import msgspec
@@ -11,8 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import topics
+from pipeline.agent import Part
 from pipeline.cli.options import ConfigFile, Json
 from pipeline.config import Config, load_config
+from pipeline.core.records import Records
 from pipeline.engine.transport import TP
 from pipeline.errors import BadInput
 from pipeline.line import Line, OutputTopics
@@ -102,27 +103,11 @@ def _push(line: Line, topic: str, partition: int, records: list[topics.Record], 
     """The records through the worker's own code, in batches."""
     results, now = [], -1
     for at in range(0, len(records), 5_000):
-        part = records[at : at + 5_000]
-        time = np.array([record.ts_ms for record in part])
-        running = np.maximum(np.maximum.accumulate(time), now)
+        part = Records.of((one.offset, one.ts_ms, one.key, one.value) for one in records[at : at + 5_000])
+        running = np.maximum(np.maximum.accumulate(part.timestamp), now)
         now = int(running[-1])
-        results.append(line.compute([_Batch(
-            tp=TP(topic, partition), records=[
-                SimpleNamespace(value=one.value, key=one.key, timestamp=one.ts_ms) for one in part
-            ], offset=np.array([record.offset for record in part]), time=time, stream_time=running, emit_from=emit_from,
-        )])[0])
+        results.append(line.compute([Part(TP(topic, partition), part, running, emit_from)])[0])
     return results
-
-
-class _Batch(SimpleNamespace):
-    """What `Line.compute` takes; see `pipeline.agent.Part`."""
-
-    tp: Any
-    records: list[Any]
-    offset: np.ndarray
-    time: np.ndarray
-    stream_time: np.ndarray
-    emit_from: int
 
 
 def _row(line: Line, results: list[Result], anomaly: Anomaly) -> dict[str, Any] | None:

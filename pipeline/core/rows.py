@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.contract import Contract
 from pipeline.core.ids import device_phase
+from pipeline.core.records import Names
 
 Int = NDArray[np.int64]
 Bool = NDArray[np.bool_]
@@ -239,6 +240,9 @@ class Rows:
 
     def slots(self, partition: int, devices: Sequence[str]) -> Int:
         """Main slot of each device, made where it is new. (n,) int64."""
+        if isinstance(devices, Names):
+            used, which = devices.used()
+            return self.slots(partition, used)[which]
         index = self._index[partition]
         found = list(map(index.get, devices))
         if None in found:

@@ -83,7 +83,15 @@ SYMBOLS: tuple[Symbol, ...] = (
     ),
     Symbol(
         "aiokafka.consumer.fetcher:FetchResult", "d7db13f06de8",
-        "replaced: no ConsumerRecord object a record",
+        "replaced: columns instead of a ConsumerRecord object a record",
+    ),
+    Symbol(
+        "aiokafka.consumer.fetcher:Fetcher._proc_fetch_request", "59bf948fff47",
+        "not replaced: makes MemoryRecords, which is replaced to keep a fetch's bytes",
+    ),
+    Symbol(
+        "aiokafka.record.default_records:_DefaultRecordBatchPy", "f63fbb5a8a24",
+        "not replaced: the layout and the facts of a batch that `fetch.read_batches` reads",
     ),
     Symbol(
         "aiokafka.consumer.fetcher:PartitionRecords", "94aa0da0dbec",

@@ -18,6 +18,7 @@ from aiokafka.structs import OffsetAndMetadata
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
+from pipeline.core.records import Records
 from pipeline.engine import fetch
 from pipeline.engine.checkpoint import Checkpoint, read_checkpoint
 
@@ -42,7 +43,7 @@ class Fetched(NamedTuple):
     """
 
     tp: TP
-    records: list[Any]
+    records: Records
     end: int
     begin: Begin
 
@@ -169,7 +170,7 @@ class BatchConsumer(driver.Consumer):
             expected = self._expect.get(tp)
             if not found or expected is None or not self.flow_active:
                 continue
-            first = found[0].offset
+            first = int(found.offset[0])
             if first > expected:
                 if self._sought.get(tp) != (expected, first):
                     # Something swallowed a fetch, or the log has a hole; sought once, a second time it is the log's.
@@ -182,17 +183,16 @@ class BatchConsumer(driver.Consumer):
                     "%s[%d]: offsets %d to %d are no longer in the log; what they said is not in the state",
                     tp.topic, tp.partition, expected, first - 1,
                 )
-            if first < expected:
-                found = [record for record in found if record.offset >= expected]
-                if not found:
-                    continue
-            self._expect[tp] = found[-1].offset + 1
+            found = found.since(expected)
+            if not found:
+                continue
+            self._expect[tp] = int(found.offset[-1]) + 1
             end = self.highwater(tp)
             polls[tp.topic].append(Fetched(tp, found, -1 if end is None else end, self.begun[tp]))
         for topic, fetched in polls.items():
-            tp, last = fetched[0].tp, fetched[0].records[-1]
+            tp, last = fetched[0].tp, fetched[0].records
             yield tp, ConsumerMessage(
-                topic, tp.partition, last.offset, last.timestamp / 1e3, last.timestamp_type, [], None, fetched, None,
+                topic, tp.partition, int(last.offset[-1]), int(last.timestamp[-1]) / 1e3, 0, [], None, fetched, None,
                 0, 0, tp, generation_id=generation,
             )
 
@@ -235,5 +235,6 @@ class Transport(driver.Transport):
 
 
 def install_fetch() -> None:
-    """See `fetch.install`."""
+    """See `fetch.install`; compiles, or loads what was compiled."""
     fetch.install()
+    fetch.warm_up()

@@ -1,6 +1,7 @@
 """Bytes to columns: decoders of stream records. Files are read by `pipeline.formats.files`."""
 
 from pipeline.formats.decoding import Decoder, make_decoder
+from pipeline.formats.json_rows import warm_up
 from pipeline.formats.readings import LongReadings, Readings, Reason, Rejects
 from pipeline.formats.records import LongDecoder, WideDecoder
 from pipeline.formats.spec import Format
@@ -15,4 +16,5 @@ __all__ = [
     "Rejects",
     "WideDecoder",
     "make_decoder",
+    "warm_up",
 ]

@@ -21,7 +21,18 @@ import pyarrow.compute as pc
 from pipeline.core.contract import Contract
 from pipeline.core.ids import MOST_ROWS
 from pipeline.errors import BadInput
-from pipeline.formats.readings import LAST_MS, PER_MS, Float, Int, Readings, Reason, Rejected, Rejects, rejects_of
+from pipeline.formats.readings import (
+    LAST_MS,
+    PER_MS,
+    ByValue,
+    Float,
+    Int,
+    Readings,
+    Reason,
+    Rejected,
+    Rejects,
+    rejects_of,
+)
 from pipeline.formats.records import LEARNED, is_name, key_name
 from pipeline.formats.spec import Format
 
@@ -54,7 +65,7 @@ class _Group:
     count: list[int] = field(default_factory=list)
 
 
-class ArrowDecoder:
+class ArrowDecoder(ByValue):
     """Many rows a record: columns `device` (else the record's key), `ts` (else its timestamp), and one a channel.
 
     unknown : records so far that had each unknown column; names beyond LEARNED are counted together under "".

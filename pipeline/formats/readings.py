@@ -1,11 +1,15 @@
 """What decoding gives: columns of what could be read, and a reason code for each record that could not."""
 
+import abc
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from pipeline.core.records import Records
 
 Int = npt.NDArray[np.int64]
 Float = npt.NDArray[np.float32]
@@ -50,14 +54,14 @@ class Rejected(Exception):
 class Readings:
     """Rows of a batch, in the order of the batch; n of them could be read.
 
-    device : n names.
+    device : n names; a `Names` where many are the same.
     ts_ms  : (n,) int64, the reading's own time.
     values : (n, C) float32 in the contract's channel order, NaN where missing.
     kept   : (n,) int64, place of each row's record in the batch, never decreasing.
     index  : (n,) int64, place of each row in its record; None where a record holds one row.
     """
 
-    device: list[str]
+    device: Sequence[str]
     ts_ms: Int
     values: Float
     kept: Int
@@ -98,3 +102,22 @@ def rejects_of(reasons: Mapping[int, Reason]) -> Rejects:
     """Rejects from reasons by place in the batch."""
     places = sorted(reasons)
     return Rejects(np.array(places, np.int64), np.array([reasons[place] for place in places], np.uint8))
+
+
+class ByValue(abc.ABC):
+    """A decoder that takes records value by value."""
+
+    @abc.abstractmethod
+    def decode(
+        self, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None, record_ts_ms: Int
+    ) -> tuple[Any, Rejects]:
+        """Columns of a batch, and what could not be read. Never raises on what the records hold.
+
+        values       : n record values, None for a tombstone.
+        keys         : n record keys, or None where there are none.
+        record_ts_ms : (n,) int64, the records' own timestamps.
+        """
+
+    def decode_records(self, records: Records) -> tuple[Any, Rejects]:
+        """As `decode`, of fetched records."""
+        return self.decode(records.values(), records.keys(), records.timestamp)

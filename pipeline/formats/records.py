@@ -9,6 +9,8 @@ The common case is one list comprehension in one `try`; the first value that rai
 decodes value by value, and a value that still raises is looked at in full to name its reason. The typed decoder
 forbids unknown fields, so that they are counted without looking for them: a name met for the first time is added to
 the type as raw bytes, and records with it are then as quick as others.
+
+What a fetch holds of wide JSON goes first to `json_rows`, compiled, which reads plain records and leaves the rest.
 """
 
 import math
@@ -25,13 +27,16 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.core.contract import Contract
+from pipeline.core.records import Names, Records
 from pipeline.errors import BadInput
 from pipeline.formats.cbor import Cbor
 from pipeline.formats.json import Json
+from pipeline.formats.json_rows import BODY, DEVICE, NUMBER, SKIP, TIME, RowReader
 from pipeline.formats.msgpack import MessagePack
 from pipeline.formats.readings import (
     LAST_MS,
     PER_MS,
+    ByValue,
     Float,
     Int,
     LongReadings,
@@ -45,6 +50,7 @@ from pipeline.formats.spec import Format
 
 NAME_LENGTH = 256  # characters of the longest device name
 LEARNED = 64  # unknown field names that are followed; records with others decode the slow way
+DOUBT = 64  # batches that the compiled reader is spared after one of which it could read less than half
 
 _NAN = math.nan
 _NAME = Annotated[str, msgspec.Meta(min_length=1, max_length=NAME_LENGTH)]
@@ -157,7 +163,7 @@ class _Shape:
         return name
 
 
-class RecordDecoder:
+class RecordDecoder(ByValue):
     """Common to both layouts: from values to decoded objects, device names and times.
 
     unknown : records so far that had each unknown field; names beyond LEARNED are counted together under "".
@@ -307,15 +313,15 @@ class RecordDecoder:
         return ts_ms
 
     def _refuse(
-        self, names: list[str | None], ts_ms: Int, kept: Int, record_ts_ms: Int, more: list[tuple[Any, Reason]],
-        rejected: dict[int, Reason],
+        self, n: int, nameless: list[bool] | None, ts_ms: Int, kept: Int, record_ts_ms: Int,
+        more: list[tuple[Any, Reason]], rejected: dict[int, Reason],
     ) -> npt.NDArray[np.bool_] | None:
         """Which rows stay, None where all do; the first reason of each other row goes into `rejected`."""
         ahead = ts_ms > np.asarray(record_ts_ms, np.int64)[kept] + self.contract.max_ahead_ms
         rules = [((ts_ms < 0) | (ts_ms > LAST_MS), Reason.BAD_TIME), (ahead, Reason.FUTURE), *more]
-        if None in names:
-            rules.insert(0, (np.array([name is None for name in names]), Reason.NO_DEVICE))
-        bad = np.zeros(len(names), bool)
+        if nameless is not None:
+            rules.insert(0, (np.array(nameless), Reason.NO_DEVICE))
+        bad = np.zeros(n, bool)
         for rule, reason in rules:
             for place in kept[rule & ~bad].tolist():
                 rejected[place] = reason
@@ -325,6 +331,63 @@ class RecordDecoder:
 
 class WideDecoder(RecordDecoder):
     """One row a record: `{"device": "pump-7", "ts": 1700000000000, "values": {"flow": 1.5}}`."""
+
+    def __init__(self, contract: Contract, spec: Format) -> None:
+        super().__init__(contract, spec)
+        self._reader: RowReader | None = None
+        self._extra: list[tuple[str, bool]] = []     # unknown fields that the reader steps over
+        self._doubt = 0
+        self._has_reader = spec.encoding == "json" and spec.device is not None and spec.ts_unit in ("ms", "us", "ns")
+
+    def decode_records(self, records: Records) -> tuple[Readings, Rejects]:
+        """As `decode`, of fetched records: those that the compiled reader can't read are decoded one by one."""
+        if self._doubt or not self._has_reader:
+            self._doubt = max(0, self._doubt - 1)
+            return super().decode_records(records)
+        read, names, raw_ts, columns, skipped = self._row_reader().read(self._small_enough(records))
+        for (name, _), count in zip(self._extra, skipped.tolist(), strict=True):
+            self.unknown[name] += count
+        plain, rest = np.flatnonzero(read), np.flatnonzero(~read)
+        rejected: dict[int, Reason] = {}
+        times, over = PER_MS[self.spec.ts_unit]
+        ts_ms = np.where(raw_ts >= 0, raw_ts * times // over, records.timestamp)
+        if len(rest):
+            names, ts_ms, columns = names.take(plain), ts_ms[plain], columns[plain]
+            self._doubt = DOUBT if 2 * len(rest) > len(read) else 0
+        nothing = np.isnan(columns[:, self.contract.sensors]).all(axis=1)
+        stays = self._refuse(
+            len(plain), None, ts_ms, plain, records.timestamp, [(nothing, Reason.NO_CHANNEL)], rejected
+        )
+        if stays is not None:
+            names, ts_ms, columns, plain = names.take(np.flatnonzero(stays)), ts_ms[stays], columns[stays], plain[stays]
+        readings = Readings(names, ts_ms, columns, plain)
+        if not len(rest):
+            return readings, rejects_of(rejected)
+        left = records.take(rest)
+        others, refused = self.decode(left.values(), left.keys(), left.timestamp)
+        places = zip(rest[refused.index].tolist(), refused.reason.tolist(), strict=True)
+        rejected |= {place: Reason(reason) for place, reason in places}
+        return _merge(readings, others, rest), rejects_of(rejected)
+
+    def _row_reader(self) -> RowReader:
+        extra = [(name, inside) for inside, fields in self._shape.extra.items() for name in fields]
+        if self._reader is None or extra != self._extra:
+            nested = self._nested is not None
+            fields = [(field, NUMBER, nested) for field, _ in self._shape.numbers]
+            heads = ((self.spec.device, DEVICE), (self.spec.ts, TIME), (self._nested, BODY))
+            fields += [(field, what, False) for field, what in heads if field is not None]
+            fields += [(name, SKIP, inside) for name, inside in extra]
+            self._reader, self._extra = RowReader(fields, self._shape.width), extra
+        return self._reader
+
+    def _small_enough(self, records: Records) -> Records:
+        """With values beyond `max_bytes` taken out: they are left to who names their reason."""
+        size = records.value[:, 1] - records.value[:, 0]
+        if not (size > self.spec.max_bytes).any():
+            return records
+        value = records.value.copy()
+        value[size > self.spec.max_bytes, 0] = -1
+        return Records(records.raw, records.offset, records.timestamp, records.key, value)
 
     def decode(
         self, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None, record_ts_ms: Int
@@ -345,7 +408,8 @@ class WideDecoder(RecordDecoder):
             (np.isinf(columns).any(axis=1), Reason.OVERFLOW),
             (np.isnan(columns[:, self.contract.sensors]).all(axis=1), Reason.NO_CHANNEL),
         ]
-        stays = self._refuse(names, ts_ms, kept, record_ts_ms, more, rejected)
+        nameless = [name is None for name in names] if None in names else None
+        stays = self._refuse(len(names), nameless, ts_ms, kept, record_ts_ms, more, rejected)
         if stays is not None:
             names, ts_ms, columns, kept = list(compress(names, stays)), ts_ms[stays], columns[stays], kept[stays]
         return Readings(names, ts_ms, columns, kept), rejects_of(rejected)  # type: ignore[arg-type]
@@ -392,11 +456,28 @@ class LongDecoder(RecordDecoder):
         names = self._devices(rows, kept, keys)
         ts_ms = self._times(rows, kept, record_ts_ms)
         more = [(np.isinf(value), Reason.OVERFLOW), (channel < 0, Reason.NO_CHANNEL)]
-        stays = self._refuse(names, ts_ms, kept, record_ts_ms, more, rejected)
+        nameless = [name is None for name in names] if None in names else None
+        stays = self._refuse(len(names), nameless, ts_ms, kept, record_ts_ms, more, rejected)
         if stays is not None:
             names = list(compress(names, stays))
             ts_ms, channel, value, kept = ts_ms[stays], channel[stays], value[stays], kept[stays]
         return LongReadings(names, ts_ms, channel, value, kept), rejects_of(rejected)  # type: ignore[arg-type]
+
+
+def _merge(plain: Readings, others: Readings, places: Int) -> Readings:
+    """Both in the order of the batch. places : (m,) where those of the other decoding stand in the batch."""
+    assert isinstance(plain.device, Names)
+    kept = np.concatenate([plain.kept, places[others.kept]])
+    order = np.argsort(kept)
+    known = len(plain.device.names)
+    names = Names(
+        [*plain.device.names, *others.device],
+        np.concatenate([plain.device.which, np.arange(known, known + len(others.device))])[order],
+    )
+    return Readings(
+        names, np.concatenate([plain.ts_ms, others.ts_ms])[order], np.concatenate([plain.values, others.values])[order],
+        kept[order],
+    )
 
 
 def key_name(key: bytes | None) -> str | None:

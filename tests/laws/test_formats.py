@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.contract import Channel, Contract
+from pipeline.core.records import Names, Records
 from pipeline.formats import Format, LongDecoder, WideDecoder
 
 NOW = 1_700_000_000_000
@@ -50,6 +51,72 @@ def test_a_value_decodes_alike_alone_and_among_others(values: list[bytes | None]
 
     together = flat(values, decoder())
     assert together == [flat([value], decoder())[0] for value in values]
+
+
+plain_number = st.from_regex(r"-?(0|[1-9][0-9]{0,21})(\.[0-9]{1,22})?([eE][+-]?[0-9]{1,4})?", fullmatch=True)
+member_value = plain_number | st.floats(allow_nan=False, allow_infinity=False).map(repr) | st.sampled_from(
+    ["null", "true", '"1"', "01", "1.", ".5", "+1", "-", "1e", "[]", "NaN", "-0", "0e5", "16777217", "3.4028236e38"]
+)
+blank = st.sampled_from(["", " ", "\n\t", " \r"])
+sensor_name = st.sampled_from(["d", "pump-7", "", "p\u00fcmp", "x" * 256, "x" * 257, 'q\\"', "\\u0061"])
+
+
+@st.composite
+def written_row(draw: st.DrawFn, nested: bool) -> bytes:
+    """A wide row as text, in any order, with blanks, odd numbers and fields that nobody knows."""
+    def member(name: str, text: str) -> str:
+        return f'{draw(blank)}"{name}"{draw(blank)}:{draw(blank)}{text}{draw(blank)}'
+
+    names = st.lists(st.sampled_from(["a", "b", "y"]), max_size=4)
+    body = [member(name, draw(member_value)) for name in draw(names)]
+    time = draw(st.sampled_from([str(NOW), "null", "-5", "1e3", "0", "99999999999999999999", f"{NOW}.0"]))
+    head = [member("device", f'"{draw(sensor_name)}"'), member("ts", time)]
+    head += [member("x", draw(member_value)) for _ in range(draw(st.integers(0, 1)))]
+    if nested:
+        head.append(member("values", "{" + ",".join(body) + draw(blank) + "}"))
+    else:
+        head += body
+    behind = draw(st.sampled_from(["", "", " ", "x", "}"]))
+    text = draw(blank) + "{" + ",".join(draw(st.permutations(head))) + "}" + behind
+    cut = draw(st.integers(0, len(text)))
+    return (text if draw(st.integers(0, 9)) else text[:cut]).encode()
+
+
+@given(st.data(), st.booleans())
+@settings(max_examples=200, deadline=None)
+def test_a_fetch_decodes_as_its_values_do(data: st.DataObject, nested: bool) -> None:
+    values = data.draw(st.lists(written_row(nested) | value, max_size=8))
+    spec = Format(values="values" if nested else None, max_bytes=400)
+    times = data.draw(st.lists(st.sampled_from([NOW, 0, NOW - 10**9]), min_size=len(values), max_size=len(values)))
+    fetched = Records.of((at, time, b"key", value) for at, (time, value) in enumerate(zip(times, values, strict=True)))
+    one, other = WideDecoder(CONTRACT, spec), WideDecoder(CONTRACT, spec)
+    for _ in range(2):                      # the second time unknown names are known
+        quick, quick_rejects = one.decode_records(fetched)
+        slow, slow_rejects = other.decode(values, [b"key"] * len(values), np.array(times, np.int64))
+        assert list(quick.device) == list(slow.device)
+        assert quick.ts_ms.tolist() == slow.ts_ms.tolist()
+        assert quick.kept.tolist() == slow.kept.tolist()
+        assert np.array_equal(quick.values.view(np.int32) & ~nan_bits(quick.values),
+                              slow.values.view(np.int32) & ~nan_bits(slow.values))
+        assert quick_rejects.index.tolist() == slow_rejects.index.tolist()
+        assert quick_rejects.reason.tolist() == slow_rejects.reason.tolist()
+        assert +one.unknown == +other.unknown
+        one._doubt = 0
+
+
+def nan_bits(values: np.ndarray) -> np.ndarray:
+    """All ones where missing: one NaN is as good as another."""
+    return np.where(np.isnan(values), np.int32(-1), np.int32(0))
+
+
+def test_known_names_cost_no_object_and_are_told_apart() -> None:
+    decoder = WideDecoder(CONTRACT, Format())
+    for turn in range(3):
+        names = [f"device-{i % 700}-{turn}" for i in range(3000)]
+        rows = [f'{{"device":"{name}","ts":{NOW},"values":{{"a":1}}}}'.encode() for name in names]
+        readings, _ = decoder.decode_records(Records.of((i, NOW, None, row) for i, row in enumerate(rows)))
+        assert list(readings.device) == names
+        assert isinstance(readings.device, Names)
 
 
 @given(st.lists(st.tuples(*[st.floats(width=32, allow_nan=False, allow_infinity=False)] * 2), min_size=1, max_size=20))

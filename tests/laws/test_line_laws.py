@@ -16,6 +16,7 @@ import pytest
 from pipeline.agent import Part
 from pipeline.config import Match
 from pipeline.core.contract import Contract
+from pipeline.core.records import Records
 from pipeline.engine.state_topic import Entries, read_entries
 from pipeline.engine.transport import TP
 from pipeline.formats import Format
@@ -141,8 +142,7 @@ class Run:
             return
         stamps = np.array([record.timestamp for record in records])
         running = np.maximum(np.maximum.accumulate(stamps), self.stream_time)
-        offsets = np.array([record.offset for record in records])
-        for output in self.line.take([Part(TP0, records, offsets, stamps, running, self.next)]):
+        for output in self.line.take([Part(TP0, Records.of(records), running, self.next)]):
             if output.topic != "codecs":                 # what readers of blocks need, once a worker
                 self.outputs.setdefault((output.topic, id_of(output)), set()).add(output.value or b"")
         self.position += len(records)

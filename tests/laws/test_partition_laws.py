@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.agent import Part
 from pipeline.config import Match
+from pipeline.core.records import Records
 from pipeline.engine.transport import TP
 from pipeline.line import Line
 from tests.laws.test_line_laws import KINDS, TOPICS, Kind, Raw, id_of, make_log
@@ -41,8 +42,7 @@ def outputs_of(
             if records:
                 stamps = np.array([record.timestamp for record in records])
                 running = np.maximum(np.maximum.accumulate(stamps), stream_time[partition])
-                offsets = np.array([record.offset for record in records])
-                batch.append(Part(TP("t", partition), records, offsets, stamps, running, 0))
+                batch.append(Part(TP("t", partition), Records.of(records), running, 0))
                 position[partition], stream_time[partition] = end, int(running[-1])
         for output in line.take(batch) if batch else ():
             if output.topic != "codecs":

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from pipeline.agent import Agent
+from pipeline.core.records import Records
 from pipeline.engine.checkpoint import Checkpoint, read_checkpoint
 from pipeline.engine.transport import TP, Begin, Fetched
 
 TP0 = TP("t", 0)
-Raw = namedtuple("Raw", "offset timestamp key value")
 FakeModel = namedtuple("FakeModel", "digest")
 
 
@@ -41,7 +41,7 @@ class FakeLine:
     def settled(self): ...
     def take(self, batch):
         return [
-            (self.name, offset, self.digest) for part in batch for offset in part.offset.tolist()
+            (self.name, offset, self.digest) for part in batch for offset in part.records.offset.tolist()
             if offset >= part.emit_from
         ]
 
@@ -101,7 +101,7 @@ def make_agent(world: World, wanted: dict[str, str]) -> tuple[Agent, FakeModels]
 
 
 def fetched(world: World, first: int, last: int) -> list[Fetched]:
-    records = [Raw(offset, offset, None, b"") for offset in range(first, last + 1)]
+    records = Records.of((offset, offset, None, b"") for offset in range(first, last + 1))
     return [Fetched(TP0, records, last + 1, world.begin)]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.agent import Part
 from pipeline.config import Match
 from pipeline.core.contract import Channel, Contract
+from pipeline.core.records import Records
 from pipeline.engine.state_topic import Name
 from pipeline.engine.transport import TP
 from pipeline.formats import Format
@@ -34,10 +35,9 @@ def reading(offset: int, device: str, ts: int, values: dict[str, float]) -> Raw:
 
 
 def batch(records: list[Raw], stream_time: int = -1) -> list[Part]:
-    offset = np.array([record.offset for record in records])
-    time = np.array([record.timestamp for record in records])
-    running = np.maximum(np.maximum.accumulate(time), stream_time)
-    return [Part(TP("t", 0), records, offset, time, running, 0)]
+    fetched = Records.of(records)
+    running = np.maximum(np.maximum.accumulate(fetched.timestamp), stream_time)
+    return [Part(TP("t", 0), fetched, running, 0)]
 
 
 def dead_letters(lines: list[Line], records: list[Raw]) -> list[tuple[str, str]]:
