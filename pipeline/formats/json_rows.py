@@ -373,7 +373,7 @@ def read_float32(data, at, stop, scratch):  # type: ignore[no-untyped-def]
             at += 1
         start, more = at, 0
         while at < stop and 48 <= data[at] <= 57 and at - start < 4:
-            more = more * 10 + np.int64(data[at]) - 48
+            more = more * 10 + int(data[at]) - 48
             at += 1
         if at == start or (at < stop and 48 <= data[at] <= 57):
             return bad
