@@ -5,6 +5,9 @@
 Invariant (tests/faults): an output is delivered before `next` passes its trigger; nothing is emitted at or beyond the
 `until` of the last acknowledged commit; while a commit that names a new digest is not acknowledged, nothing is
 processed. One lock covers batches and commits, so a commit always tells the state between two batches.
+
+Every commit also says that work on what follows is under way, and an orderly end takes that back; so whoever begins
+where somebody died goes carefully, until one record is known to be what kills (`engine.attempts`).
 """
 
 import asyncio
@@ -17,11 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
+from pipeline.engine.attempts import Attempts
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.state_topic import Entries, Name, State
 from pipeline.engine.transport import TP, Begin, Fetched
+from pipeline.errors import NarrowsError, StopWorker
 from pipeline.scoring.stream import Model
 
 log = logging.getLogger(__name__)
@@ -76,6 +82,7 @@ class Part:
     time: np.ndarray           # the records' own timestamps
     stream_time: np.ndarray
     emit_from: int
+    crashed: frozenset[int] = frozenset()   # offsets of records that nobody may look at
 
 
 @dataclass(slots=True)
@@ -85,6 +92,8 @@ class Held:
     next     : all triggers below it are delivered.   position : the next offset to read; below `next` in a replay.
     until    : of the last acknowledged commit, -1 before the first.
     found_until : what the owner before promised; no new digest is named below it.
+    told     : what the last acknowledged commit says.
+    attempts : deaths at the commit.   crashed : offsets of records that killed whoever read them.
     """
 
     tp: TP
@@ -95,10 +104,13 @@ class Held:
     epoch: str
     stream_time: int
     leftovers: list[bytes]
+    attempts: Attempts
+    crashed: frozenset[int]
     found_until: int = -1
     position: int = -1
     until: int = -1
     committed: int = -1
+    told: Checkpoint | None = None
     read: int = 0              # records since the last commit
     end: int = -1
     models: dict[str, Model] = field(default_factory=dict)
@@ -132,6 +144,8 @@ class Agent:
         self._held: dict[TP, Held] = {}
         self._gone: list[TP] = []
         self._unsettled = False     # the streams' state is ahead of what was delivered
+        self._committing = False    # a commit is on its way to the broker
+        self._died = False          # of an error that nobody raised on purpose
         self._committed_at = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="narrows-scoring")
         self.largest_batch = 0
@@ -144,41 +158,86 @@ class Agent:
         """One poll: everything that its records trigger is delivered when this returns."""
         async with self._lock:
             self._forget_gone()
-            ready = [part for part in fetched if await self._ready(part)]
-            # No await between the last look at the assignment and the state.
-            ready = [part for part in ready if part.tp in self._held and self._is_on(part)]
-            held = [self._held[part.tp] for part in ready]
-            parts = [self._part(part, one) for part, one in zip(ready, held, strict=True)]
-            if not parts:
-                return
-            began = time.monotonic()
-            self._unsettled = True
-            outputs = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, parts)
-            await self._outlets.deliver(outputs)
-            self._unsettled = False
-            for part, one in zip(parts, held, strict=True):
-                if self._held.get(part.tp) is not one:
-                    self.orphans += 1   # taken away meanwhile: outputs stand, the next owner makes them again, equal
-                    continue
-                one.position = int(part.offset[-1]) + 1
-                one.next = max(one.next, one.position)
-                one.stream_time = int(part.stream_time[-1])
-                one.read += len(part.records)
-            self._observe(parts, outputs, time.monotonic() - began)
+            try:
+                left = [await self._carefully(part) for part in fetched]
+                await self._work([part for part in left if part is not None])
+            except (asyncio.CancelledError, NarrowsError):
+                raise
+            except BaseException:
+                self._died = True
+                raise
             if time.monotonic() - self._committed_at >= self._interval_s:
                 await self._commit()
 
+    async def _carefully(self, fetched: Fetched) -> Fetched | None:
+        """Go step by step, nothing else in work, through what killed somebody; returns what lies beyond, if anything.
+
+        Each step is told by a commit before it, and its end by the next one.
+        """
+        held = await self._hold(fetched)
+        if held is None:
+            return None
+        attempts, records = held.attempts, fetched.records
+        if records[-1].offset < held.next or not attempts.is_suspect(held.next):
+            return fetched
+        replayed = [record for record in records if record.offset < held.next]
+        if replayed:
+            await self._work([fetched._replace(records=replayed)])
+            records = records[len(replayed):]
+        while records and self._held.get(held.tp) is held and attempts.is_suspect(records[0].offset):
+            held.next = records[0].offset      # nothing lies between in the log
+            if attempts.is_deadly:
+                log.error(
+                    "%s[%d]: the record at offset %d ended its worker %d times and goes to the dead letters",
+                    held.tp.topic, held.tp.partition, held.next, attempts.alone,
+                )
+                held.crashed |= {held.next}
+                held.attempts = attempts = Attempts()
+                break
+            stop = attempts.begin_step(held.next)
+            if not await self._commit_until(held):
+                return None
+            step = [record for record in records if record.offset < stop]
+            await self._work([fetched._replace(records=step)])
+            attempts.end_step()
+            records = records[len(step):]
+        if not await self._commit_until(held):
+            return None
+        return fetched._replace(records=records) if records else None
+
+    async def _work(self, fetched: list[Fetched]) -> None:
+        """Compute and deliver what these records trigger."""
+        ready = [part for part in fetched if await self._ready(part)]
+        # No await between the last look at the assignment and the state.
+        ready = [part for part in ready if part.tp in self._held and self._is_on(part)]
+        held = [self._held[part.tp] for part in ready]
+        parts = [self._part(part, one) for part, one in zip(ready, held, strict=True)]
+        if not parts:
+            return
+        began = time.monotonic()
+        self._unsettled = True
+        outputs = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, parts)
+        await self._outlets.deliver(outputs)
+        self._unsettled = False
+        for part, one in zip(parts, held, strict=True):
+            if self._held.get(part.tp) is not one:
+                self.orphans += 1   # taken away meanwhile: outputs stand, the next owner makes them again, equal
+                continue
+            one.position = int(part.offset[-1]) + 1
+            one.next = max(one.next, one.position)
+            one.stream_time = int(part.stream_time[-1])
+            one.read += len(part.records)
+        self._observe(parts, outputs, time.monotonic() - began)
+
     def _part(self, fetched: Fetched, held: Held) -> Part:
         records = fetched.records
-        if records[0].offset < held.position:   # the transport trims; this is the last door before the state
-            records = [record for record in records if record.offset >= held.position]
         n = len(records)
         stamps = np.fromiter([record.timestamp for record in records], np.int64, n)
         offsets = np.fromiter([record.offset for record in records], np.int64, n)
         held.end = fetched.end
         self.largest_batch = max(self.largest_batch, n)
         running = np.maximum(np.maximum.accumulate(stamps), held.stream_time)
-        return Part(fetched.tp, records, offsets, stamps, running, held.next)
+        return Part(fetched.tp, records, offsets, stamps, running, held.next, held.crashed)
 
     def _compute(self, parts: list[Part]) -> list[Any]:
         """In the scoring thread: nobody else touches the streams' state meanwhile."""
@@ -195,17 +254,30 @@ class Agent:
         """Whether the assignment that fetched these records is still the partition's."""
         return self._outlets.begun(fetched.tp) is fetched.begin
 
-    async def _ready(self, fetched: Fetched) -> bool:
-        """Whether these records may be processed now: begun, promised far enough, on the right model."""
-        tp, last = fetched.tp, fetched.records[-1].offset
-        held = self._held.get(tp)
+    async def _hold(self, fetched: Fetched) -> Held | None:
+        """The partition of these records, begun where it is new; None where they are of an assignment that is over.
+
+        Raises StopWorker where records before these never came here: they would be lost in silence.
+        """
         if not self._is_on(fetched):
-            return False
+            return None
+        held = self._held.get(fetched.tp)
         if held is None:
             held = await self._begin(fetched)
-            if held is None:
-                return False
-        if held.until < 0 and not await self._commit_until(held):   # the digest is named before the first output
+        if held is not None and fetched.since != held.position:
+            raise StopWorker(
+                f"{fetched.tp.topic}[{fetched.tp.partition}]: records from {held.position} to {fetched.since} went "
+                "astray in this worker; the next one goes on from the commit"
+            )
+        return held
+
+    async def _ready(self, fetched: Fetched) -> bool:
+        """Whether these records may be processed now: promised far enough, on the right model."""
+        last = fetched.records[-1].offset
+        held = self._held.get(fetched.tp)
+        if held is None or not self._is_on(fetched):
+            return False
+        if held.until < 0 and not await self._commit_until(held):   # digest and attempt are told before the work
             return False
         if last >= held.until and last >= held.next and not await self._commit_until(held, last + 1):
             return False
@@ -235,12 +307,9 @@ class Agent:
         held = Held(
             tp, begin.next, found, {name: model.digest for name, model in models.items()},
             Entries(tp.topic, tp.partition, epoch, begin.next, states), epoch, mark_time, leftovers,
+            Attempts.found(found, begin.next, fetched.end), frozenset(found.crashed if found else ()),
             found_until=found.until if found else -1, position=mark, models=models,
         )
-        if found is not None:
-            held.committed = begin.next
-            if found.digests.keys() >= held.digests.keys():   # else a stream is new: its digest is named before outputs
-                held.until = found.until
         self._held[tp] = held
         log.info("begin %s[%d] at %d, replay from %d", tp.topic, tp.partition, begin.next, mark)
         return held
@@ -291,46 +360,53 @@ class Agent:
             await asyncio.sleep(0.2)
         return False
 
-    async def _commit(self, must: TP | None = None, reach: int = 0) -> bool:
+    async def _commit(self, must: TP | None = None, reach: int = 0, at_work: bool = True) -> bool:
         """must : committed even where nothing changed.  reach : its `until` lies beyond this offset."""
         self._committed_at = time.monotonic()
         if self._unsettled:
             return False
         mine = self._outlets.assigned()
         commits: dict[TP, tuple[int, str]] = {}
-        told: dict[TP, Checkpoint] = {}
+        told: dict[TP, tuple[Held, Checkpoint]] = {}
         records: list[Any] = []
         for tp, held in self._held.items():
             changed: dict[Name, State | None] = {}
             for line in self._lines[tp.topic]:
                 changed |= line.changed(tp.partition)
-            if tp not in mine or (tp != must and held.next == held.committed and not (changed or held.entries.pending)):
+            is_new = held.next != held.committed or changed or held.entries.pending or not at_work
+            if tp not in mine or (tp != must and not is_new):
                 continue
-            told[tp] = self._checkpoint(held, reach if tp == must else 0)
-            commits[tp] = held.next, told[tp].encode()
+            told[tp] = held, self._checkpoint(held, reach if tp == must else 0, at_work)
+            commits[tp] = held.next, told[tp][1].encode()
             for key, value in held.entries.before_commit(held.next, changed):
                 records.append(self._outlets.state_record(tp.partition, key, value))
         if not commits:
             return False
         await self._outlets.deliver(records)
-        if not await self._outlets.commit(commits):
+        if any(self._held.get(tp) is not held for tp, (held, _) in told.items()):
+            return False    # taken away meanwhile: another owner may have committed, which this would turn back
+        if not await self._send(commits):
             return False
         tombstones: list[Any] = []
-        for tp, checkpoint in told.items():
-            done = self._held.get(tp)
-            if done is None:
-                continue
-            done.entries.acknowledged(commits[tp][0])
-            done.committed, done.until, done.read = commits[tp][0], checkpoint.until, 0
-            tombstones += [self._outlets.state_record(tp.partition, key, None) for key in done.leftovers]
-            done.leftovers = []
+        for tp, (held, checkpoint) in told.items():
+            held.entries.acknowledged(commits[tp][0])
+            held.committed, held.until, held.told, held.read = commits[tp][0], checkpoint.until, checkpoint, 0
+            tombstones += [self._outlets.state_record(tp.partition, key, None) for key in held.leftovers]
+            held.leftovers = []
         for topic in {tp.topic for tp in told}:
             for line in self._lines[topic]:
                 line.settled()
         await self._outlets.deliver(tombstones)
         return True
 
-    def _checkpoint(self, held: Held, reach: int) -> Checkpoint:
+    async def _send(self, commits: Mapping[TP, tuple[int, str]]) -> bool:
+        self._committing = True
+        try:
+            return await self._outlets.commit(commits)
+        finally:
+            self._committing = False
+
+    def _checkpoint(self, held: Held, reach: int, at_work: bool) -> Checkpoint:
         """What a commit of this partition says now."""
         if held.replaying and held.found is not None:
             mark, mark_time = held.found.mark, held.found.mark_time   # the state is not whole yet
@@ -341,19 +417,42 @@ class Agent:
             mark, mark_time = min(marks)
         ahead = max(LEAST_AHEAD, AHEAD_COMMITS * held.read, 2 * self.largest_batch)
         until = max(held.next + ahead, held.until, held.found_until, reach)
-        return Checkpoint(mark, mark_time, until, held.epoch, held.digests)
+        attempts, attempt_end = held.attempts.told(held.next, at_work)
+        crashed = tuple(sorted(offset for offset in held.crashed if offset >= mark))
+        return Checkpoint(mark, mark_time, until, held.epoch, held.digests, attempts, attempt_end, crashed)
 
     # ---------------------------------------------------------------- assignments
 
     async def drop(self, tps: Iterable[TP]) -> None:
         """These partitions are being taken away: commit what can be within a moment, then forget them."""
-        try:
-            async with asyncio.timeout(GIVE_UP_COMMIT_S):
-                await self.commit()
-        except TimeoutError:
-            log.warning("no commit before the rebalance: a batch was in work; its outputs will be made again")
+        await self.rest()
         for tp in list(tps):
             self._drop(tp)
+
+    async def rest(self) -> None:
+        """Commit what can be within a moment, and that nothing is in work any more: an orderly end is no crash."""
+        if self._died:
+            return
+        try:
+            async with asyncio.timeout(GIVE_UP_COMMIT_S), self._lock:
+                if await self._commit(at_work=False):
+                    return
+        except TimeoutError:
+            log.warning("no commit at the end: a batch was in work; its outputs will be made again")
+        if not self._committing:
+            await self._take_back()
+
+    async def _take_back(self) -> None:
+        """The last commits once more, but that nothing is in work any more."""
+        mine = self._outlets.assigned()
+        again: dict[TP, tuple[int, str]] = {}
+        for tp, held in self._held.items():
+            if held.told is not None and tp in mine:
+                attempts, attempt_end = held.attempts.told(held.committed, False)
+                told = msgspec.structs.replace(held.told, attempts=attempts, attempt_end=attempt_end)
+                again[tp] = held.committed, told.encode()
+        if again:
+            await self._send(again)
 
     def _drop(self, tp: TP) -> None:
         """A batch still in work becomes an orphan: its outputs stand, its position goes nowhere."""

@@ -44,6 +44,7 @@ class Part(Protocol):
     time: np.ndarray
     stream_time: np.ndarray
     emit_from: int
+    crashed: frozenset[int]
 
 
 class Match(Protocol):
@@ -178,6 +179,8 @@ class Line:
             clocks.append(Clock(partition, part.offset, part.stream_time))
             self.counts["records"] += len(part.records)
             values = [record.value for record in part.records]
+            for place in _crashed(part):
+                values[place] = None   # whatever it holds, nobody looks at it again
             self.counts["record_bytes"] += sum(map(len, filter(None, values)))
             keys = [record.key for record in part.records]
             readings, rejects = self._decoder.decode(values, keys, part.time)
@@ -317,10 +320,11 @@ class Line:
     def _dead_letters(self, part: Part, rejects: Rejects) -> list[Record]:
         records = []
         for place, reason in zip(rejects.index.tolist(), rejects.reason.tolist(), strict=True):
-            offset = int(part.offset[place])
-            if offset < part.emit_from or not self._is_ours(part.records[place]):
+            offset, crashed = int(part.offset[place]), int(part.offset[place]) in part.crashed
+            ours = self._takes_nameless if crashed else self._is_ours(part.records[place])
+            if offset < part.emit_from or not ours:
                 continue
-            record, code = part.records[place], Reason(reason).code
+            record, code = part.records[place], (Reason.CRASHED if crashed else Reason(reason)).code
             self.reasons[code] += 1
             records.append(dead_letter_record(self._outputs.dead_letters, DeadLetter(
                 id=output_id(self.topic, part.tp.partition, "dead-letter", "main", offset), stream=self.name,
@@ -328,6 +332,13 @@ class Line:
                 key_bytes=len(record.key or b""), value_bytes=len(record.value or b""),
             ), record.key, record.value))
         return records
+
+
+def _crashed(part: Part) -> list[int]:
+    """Places of records that killed whoever read them."""
+    if not part.crashed:
+        return []
+    return [place for place, offset in enumerate(part.offset.tolist()) if offset in part.crashed]
 
 
 def _known(names: list[str], values: np.ndarray | None) -> dict[str, float | None]:

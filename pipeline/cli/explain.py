@@ -123,6 +123,7 @@ class _Batch(SimpleNamespace):
     time: np.ndarray
     stream_time: np.ndarray
     emit_from: int
+    crashed: frozenset[int] = frozenset()
 
 
 def _row(line: Line, results: list[Result], anomaly: Anomaly) -> dict[str, Any] | None:

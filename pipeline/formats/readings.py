@@ -27,6 +27,7 @@ class Reason(enum.IntEnum):
     FUTURE = 10  # further ahead of the record's timestamp than the contract's max_ahead_ms
     NO_DEVICE = 11  # neither the field nor the key names a device, or the name is longer than 256 characters
     NO_CHANNEL = 12  # not one scored channel has a value
+    CRASHED = 100  # no decoder says so: a worker died three times with nothing but this record in work
 
     @property
     def code(self) -> str:

@@ -108,22 +108,30 @@ class World:
     def produce(self, logs: list[list[Record]]) -> None:
         """Write the records (offsets are given anew) and remember them as the oracle needs them."""
         producer = KafkaProducer(bootstrap_servers=self.bootstrap, acks="all", batch_size=1 << 18, linger_ms=20)
-        names = self.contract.names
         for partition, log in enumerate(logs):
             for record in log:
-                value = record.raw
-                if record.values is not None:
-                    numbers = {
-                        name: None if number != number else number
-                        for name, number in zip(names, record.values.astype(float).tolist(), strict=True)
-                    }
-                    value = json.dumps({"device": record.device, "ts": record.ts, "values": numbers}).encode()
                 producer.send(
-                    self.topic, value, key=record.device.encode(), partition=partition, timestamp_ms=record.time
+                    self.topic, self._raw(record), key=record.device.encode(), partition=partition,
+                    timestamp_ms=record.time,
                 )
                 self.logs[partition].append(replace(record, offset=len(self.logs[partition])))
         producer.flush()
         producer.close()
+
+    def _raw(self, record: Record) -> bytes | None:
+        """A record's value as it is written."""
+        if record.values is None:
+            return record.raw
+        numbers = {
+            name: None if number != number else number
+            for name, number in zip(self.contract.names, record.values.astype(float).tolist(), strict=True)
+        }
+        return json.dumps({"device": record.device, "ts": record.ts, "values": numbers}).encode()
+
+    def give_up(self, partition: int, offset: int) -> None:
+        """From now on the oracle knows this record as one that nobody could read and live."""
+        record = self.logs[partition][offset]
+        self.logs[partition][offset] = replace(record, values=None, raw=self._raw(record), reason="crashed")
 
     # ---------------------------------------------------------------- workers
 

@@ -102,7 +102,7 @@ def make_agent(world: World, wanted: dict[str, str]) -> tuple[Agent, FakeModels]
 
 def fetched(world: World, first: int, last: int) -> list[Fetched]:
     records = [Raw(offset, offset, None, b"") for offset in range(first, last + 1)]
-    return [Fetched(TP0, records, last + 1, world.begin)]
+    return [Fetched(TP0, records, last + 1, world.begin, first)]
 
 
 def outputs_before_their_commit(world: World) -> list[tuple[Any, ...]]:
