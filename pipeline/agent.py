@@ -52,6 +52,9 @@ class Line(Protocol):
     def changed(self, partition: int) -> dict[Name, State | None]: ...
     def settled(self) -> None: ...
     def take(self, batch: Sequence["Part"]) -> list[Any]: ...
+    def provisional(self, partition: int, trigger: int) -> list[Any]: ...
+    @property
+    def silence_s(self) -> float: ...
 
 
 class Models(Protocol):
@@ -112,6 +115,8 @@ class Held:
     committed: int = -1
     told: Checkpoint | None = None
     read: int = 0              # records since the last commit
+    idle_since: float = field(default_factory=time.monotonic)
+    is_told: bool = False      # what is open was written, as provisional
     end: int = -1
     models: dict[str, Model] = field(default_factory=dict)
 
@@ -128,11 +133,13 @@ class Agent:
     """All topics of one worker.
 
     observe : called after each batch with (parts, outputs, seconds); for metrics.
+    idle_after_s : how long no record comes to a partition before what it has open is written as provisional; at least
+        the streams' silence. None: never.
     """
 
     def __init__(
         self, lines: Sequence[Line], models: Models, outlets: Outlets, commit_interval_s: float,
-        observe: Callable[[list[Part], list[Any], float], None],
+        observe: Callable[[list[Part], list[Any], float], None], idle_after_s: float | None = None,
     ) -> None:
         self._lines: dict[str, list[Line]] = defaultdict(list)
         for line in lines:
@@ -140,6 +147,7 @@ class Agent:
         self._models, self._outlets = models, outlets
         self._interval_s = commit_interval_s
         self._observe = observe
+        self._idle_after_s = idle_after_s
         self._lock = asyncio.Lock()
         self._held: dict[TP, Held] = {}
         self._gone: list[TP] = []
@@ -227,6 +235,7 @@ class Agent:
             one.next = max(one.next, one.position)
             one.stream_time = int(part.stream_time[-1])
             one.read += len(part.records)
+            one.idle_since, one.is_told = time.monotonic(), False
         self._observe(parts, outputs, time.monotonic() - began)
 
     def _part(self, fetched: Fetched, held: Held) -> Part:
@@ -345,9 +354,27 @@ class Agent:
             return await self._commit()
 
     async def tick(self) -> None:
-        """Commit what an idle stream left, where the interval has passed."""
-        if time.monotonic() - self._committed_at >= self._interval_s and not self._lock.locked():
+        """Commit what an idle stream left, where the interval has passed; write what an idle partition has open."""
+        if self._lock.locked():
+            return
+        if time.monotonic() - self._committed_at >= self._interval_s:
             await self.commit()
+        if self._idle_after_s is not None:
+            await self._tell_open(self._idle_after_s)
+
+    async def _tell_open(self, idle_after_s: float) -> None:
+        """Stream time stands still where no record comes: what silence would end there is written as provisional."""
+        async with self._lock:
+            self._forget_gone()
+            for tp, held in list(self._held.items()):
+                lines = self._lines[tp.topic]
+                limit_s = max(idle_after_s, *(line.silence_s for line in lines))
+                is_idle = not (held.is_told or held.replaying or held.lag) and held.until >= 0
+                if not is_idle or time.monotonic() - held.idle_since < limit_s or tp not in self._outlets.assigned():
+                    continue
+                held.is_told = True
+                outputs = await asyncio.get_running_loop().run_in_executor(self._thread, _open_of, lines, held)
+                await self._outlets.deliver(outputs)
 
     async def _commit_until(self, held: Held, reach: int = 0) -> bool:
         """Commit until the broker acknowledges; False once the partition is taken away."""
@@ -475,3 +502,7 @@ class Agent:
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _open_of(lines: Sequence[Line], held: Held) -> list[Any]:
+    return [output for line in lines for output in line.provisional(held.tp.partition, held.next)]

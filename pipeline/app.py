@@ -76,7 +76,9 @@ class Worker:
             for name, stream in config.streams.items()
         ]
         self.app = _faust_app(config)
-        self.agent = Agent(self.lines, self.shelf, self, config.worker.commit_interval_s, self._observe)
+        self.agent = Agent(
+            self.lines, self.shelf, self, config.worker.commit_interval_s, self._observe, config.worker.idle_after_s
+        )
         self.app.narrows = _settings(config, self.agent)
         self._watchdog = Watchdog(config.worker.stall_s)
         self._rows_since: dict[str, int] = dict.fromkeys(config.streams, 0)

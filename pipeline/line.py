@@ -90,6 +90,7 @@ class Line:
         self._preface: list[Record] = []
         self._models: dict[int, Model] = {}
         self._resting: dict[int, set[Name]] = {}
+        self._told: dict[int, dict[tuple[str, int, int], int]] = {}   # what is provisional, and how long it was
         self._names = [contract.names[place] for place in contract.sensors]
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
@@ -104,6 +105,7 @@ class Line:
         self.stream.assign(partition, model, emit_from, mark_time, own)
         self._use(partition, model)
         self._resting.pop(partition, None)
+        self._told.pop(partition, None)
         if self._joiner is not None:
             self._joiner.revoke(partition)
 
@@ -111,6 +113,7 @@ class Line:
         self.stream.revoke(partition)
         self._models.pop(partition, None)
         self._resting.pop(partition, None)
+        self._told.pop(partition, None)
         if self._joiner is not None:
             self._joiner.revoke(partition)
 
@@ -166,6 +169,35 @@ class Line:
         result, dead_letters = self.compute(batch)
         outputs += dead_letters
         self._take_result(result, outputs)
+        return outputs
+
+    @property
+    def silence_s(self) -> float:
+        """How long a device says nothing before it is silent, in seconds."""
+        return self.contract.silence_ms / 1000
+
+    def provisional(self, partition: int, trigger: int) -> list[Record]:
+        """Open blocks and episodes of a partition that nothing comes to, `final: false`; the log's own supersede them.
+
+        trigger : offset of the next record. What was told before and did not grow is left out; no state changes.
+        """
+        result = self.stream.still_open(partition, trigger)
+        before = self._told.get(partition, {})
+        now = {("block", block.slot, block.offset): len(block.ts_ms) for block in result.blocks}
+        now |= {("closed", alarm.event.slot, alarm.event.start_offset): alarm.event.end_ts for alarm in result.alarms}
+        self._told[partition] = now
+        new = {key for key, size in now.items() if before.get(key) != size}
+        blocks = [block for block in result.blocks if ("block", block.slot, block.offset) in new]
+        outputs, self._preface = self._preface, []
+        if self._outputs.blocks is not None and blocks:
+            outputs += self._blocks(blocks, final=False)
+        if self._outputs.features is not None:
+            outputs += [self._feature(block, final=False) for block in blocks if block.latent is not None]
+        if self._outputs.anomalies is not None:
+            outputs += [
+                self._anomaly(alarm, final=False) for alarm in result.alarms
+                if ("closed", alarm.event.slot, alarm.event.start_offset) in new
+            ]
         return outputs
 
     def compute(self, batch: Sequence[Part]) -> tuple[Result, list[Record]]:
@@ -256,7 +288,7 @@ class Line:
             )))
         return records
 
-    def _anomaly(self, alarm: Alarm) -> Record:
+    def _anomaly(self, alarm: Alarm, final: bool = True) -> Record:
         event = alarm.event
         partition, device, lane = self._place(event.slot)
         explained: dict[str, Any] = {}
@@ -276,10 +308,11 @@ class Line:
             episode_id=output_id(self.topic, partition, "episode", lane, event.start_offset),
             stream=self.name, device=device, lane=lane, state=event.kind, window_start=event.start_ts,
             window_end=event.end_ts, score=event.score, peak=event.peak, threshold=alarm.threshold,
-            severity=event.severity, kind=alarm.kind, digest=alarm.digest, trigger=event.trigger, **explained,
+            severity=event.severity, kind=alarm.kind, digest=alarm.digest, trigger=event.trigger, final=final,
+            **explained,
         ))
 
-    def _blocks(self, blocks: list[Block]) -> list[Record]:
+    def _blocks(self, blocks: list[Block], final: bool = True) -> list[Record]:
         topic = self._outputs.blocks or ""
         records = []
         by_digest: dict[str, list[Block]] = {}
@@ -296,18 +329,18 @@ class Line:
                     version=1, id=output_id(self.topic, partition, "block", lane, block.offset), stream=self.name,
                     device=device, lane=lane, span=(int(block.ts_ms[0]) + phase) // self.contract.span_ms,
                     first_ts=int(block.ts_ms[0]), last_ts=int(block.ts_ms[-1]), rows=len(block.ts_ms),
-                    digest=digest, trigger=block.trigger, contract=self.contract.hash[:12],
+                    digest=digest, trigger=block.trigger, final=final, contract=self.contract.hash[:12],
                 ), pack_frame([data])))
-                self.counts["block_rows"] += len(block.ts_ms)
+                self.counts["block_rows"] += len(block.ts_ms) * final
         return records
 
-    def _feature(self, block: Block) -> Record:
+    def _feature(self, block: Block, final: bool = True) -> Record:
         partition, device, lane = self._place(block.slot)
         latent = [] if block.latent is None else block.latent.tolist()
         return feature_record(self._outputs.features or "", partition, Feature(
             id=output_id(self.topic, partition, "features", lane, block.offset), stream=self.name, device=device,
             lane=lane, start=int(block.ts_ms[0]), end=block.latent_ts_ms, latent=latent, space=block.digest[:12],
-            digest=block.digest, trigger=block.trigger,
+            digest=block.digest, trigger=block.trigger, final=final,
         ))
 
     def _is_ours(self, record: Any) -> bool:

@@ -14,7 +14,7 @@ from pipeline.sinks import Anomaly, read_anomaly
 from tests.support.logs import make_log
 from tests.support.models import small_contract, write_small_bundle
 from tests.support.oracle import Record
-from tests.support.world import World
+from tests.support.world import World, until
 
 # The bound is zero so that blocks give back every bit and compare with the oracle's.
 CONTRACT = small_contract(channels=3)
@@ -72,6 +72,35 @@ def test_a_restart_goes_on_where_the_commit_stands(world: World) -> None:
     world.wait()
     assert world.stop(child) == 0
     world.check()
+
+
+def test_what_an_idle_partition_has_open_is_written_once_as_provisional_until_the_log_goes_on(
+    kafka: Any, tmp_path: Path
+) -> None:
+    contract = msgspec.structs.replace(lossless(), max_gap_ms=2_000, allowance_ms=500)
+    bundles = [write_small_bundle(tmp_path / "b0", contract, 0, 0.7)]
+    world = World(tmp_path, kafka.bootstrap, contract, bundles, partitions=1, worker={"idle_after_s": 0.2})
+    log = make_log(7, 500)
+
+    def provisional() -> list[tuple[str, str, Any]]:
+        return world.read()[0].provisional
+
+    try:
+        for stretch in (log[:300], log[300:320], log[320:]):
+            before = len(provisional())
+            world.produce([stretch])
+            if not world.workers:
+                world.start()
+            world.wait()
+            until(lambda before=before: len(provisional()) > before, 60, "provisional outputs")
+        assert world.stop(world.workers[0]) == 0
+        totals = world.check()
+        assert totals["repeated"] == 0
+        told = [(kind, name, content) for kind, name, content in provisional() if kind == "block"]
+        assert len(set(told)) == len(told)
+        assert {kind for kind, *_ in provisional()} >= {"block", "features"}
+    finally:
+        world.close()
 
 
 POISON = [

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 
+from pipeline.engine.attempts import DEADLY
 from pipeline.local import LocalKafka
 from tests.support.world import World, until
 
@@ -102,31 +103,21 @@ def told_to_end(world: World, seed: int) -> Counts:
     return counts | {"sigterm_s": ended}
 
 
-def _deadly_record(world: World, seed: int, how: str) -> Counts:
-    """One record ends every worker that computes with it; a supervisor starts the next."""
-    partition, offset = 1, len(world.logs[1]) * 2 // 5 + seed % 100
-    at = next(one.offset for one in world.logs[partition][offset:] if one.values is not None)
+def deadly_record(world: World, seed: int) -> Counts:
+    """One record ends every worker that computes with it, by an error or kill -9 by turns; a supervisor goes on."""
+    partition, place = 1, len(world.logs[1]) * 2 // 5 + seed % 100
+    at = next(one.offset for one in world.logs[partition][place:] if one.values is not None)
     deaths = 0
-    child = world.start("one", DIES_AT=f"{how}:{partition}:{at}")
+    child = world.start("one", DIES_AT=f"raise:{partition}:{at}")
     while not world.is_done():
         if child.poll() is not None:
             deaths += 1
-            assert deaths <= 6, f"{deaths} workers died at one record: {world.tail()}"
-            child = world.start("one", DIES_AT=f"{how}:{partition}:{at}")
+            assert deaths <= DEADLY + 3, f"{deaths} workers died at one record: {world.tail()}"
+            child = world.start("one", DIES_AT=f"{'kill' if deaths % 2 else 'raise'}:{partition}:{at}")
         time.sleep(0.2)
-    assert deaths > 3, f"{deaths} deaths only: the record was not alone in work three times"
+    assert deaths > DEADLY, f"{deaths} deaths only: the record was not alone in work so often"
     world.give_up(partition, at)
     return finish(world) | {"deaths": deaths}
-
-
-def bug_at_a_record(world: World, seed: int) -> Counts:
-    """A bug raises at one record, whoever reads it."""
-    return _deadly_record(world, seed, "raise")
-
-
-def killed_at_a_record(world: World, seed: int) -> Counts:
-    """One record kills the process, whoever reads it."""
-    return _deadly_record(world, seed, "kill")
 
 
 def broker_killed(world: World, seed: int, kafka: LocalKafka) -> Counts:
@@ -182,8 +173,7 @@ WORKERS: dict[str, Callable[[World, int], Counts]] = {
     "two workers: kill, join, SIGTERM": two_workers,
     "SIGSTOP past the session, SIGCONT": stopped_then_on,
     "SIGTERM under load": told_to_end,
-    "a bug at one record": bug_at_a_record,
-    "kill -9 at one record": killed_at_a_record,
+    "a record that kills": deadly_record,
 }
 BROKERS: dict[str, Callable[[World, int, LocalKafka], Counts]] = {
     "broker kill -9": broker_killed,

@@ -52,6 +52,7 @@ class Found:
     dead: dict[int, tuple[str, bytes | None]] = field(default_factory=dict)
     conflicts: int = 0
     repeated: int = 0
+    provisional: list[tuple[str, str, Any]] = field(default_factory=list)   # (kind, id, content)
 
     def put(self, into: dict[Any, Any], key: Any, value: Any) -> None:
         if key in into:
@@ -223,15 +224,26 @@ class World:
             label = read_block_label(record.headers)
             rows = [codec.decode_block(data, models) for data in codec.unpack_frame(record.value or b"")]
             assert len(rows) == 1
+            if not label.final:
+                one.provisional.append((
+                    "block", label.id, (tuple(rows[0].ts_ms.tolist()), rows[0].values.tobytes())  # type: ignore[union-attr]
+                ))
+                continue
             one.put(one.outputs.blocks, label.id, (
                 label.device, label.lane == "late", label.trigger, tuple(rows[0].ts_ms.tolist()),  # type: ignore[union-attr]
                 rows[0].values.tobytes(), label.digest,
             ))
         for one, _, record in records("features"):
             feature = read_feature(record.value or b"")
+            if not feature.final:
+                one.provisional.append(("features", feature.id, None))
+                continue
             one.put(one.features, feature.id, np.array(feature.latent, np.float32).tobytes())
         for one, _, record in records("anomalies"):
             anomaly = read_anomaly(record.value or b"")
+            if not anomaly.final:
+                one.provisional.append((anomaly.state, anomaly.id, anomaly.episode_id))
+                continue
             one.put(one.outputs.alarms, anomaly.id, (
                 anomaly.state, anomaly.device, anomaly.lane == "late", anomaly.trigger, anomaly.window_start,
                 anomaly.window_end, anomaly.peak, anomaly.episode_id,
@@ -278,11 +290,30 @@ class World:
             same({
                 record.offset: (record.reason, record.raw) for record in log if record.values is None
             }, found.dead, "dead letters")
+            self._check_provisional(partition, found, want)
+            totals["provisional"] += len(found.provisional)
             for name, size in (("scores", len(scored)), ("blocks", len(want.blocks)), ("alarms", len(want.alarms)),
                                ("features", len(found.features)), ("repeated", found.repeated), ("records", len(log))):
                 totals[name] += size
         assert totals["scores"] > 100
         return dict(totals)
+
+    def _check_provisional(self, partition: int, found: Found, want: Expected) -> None:
+        """Each names a block or an episode of the log, and says no more than the log does."""
+        blocks = {self._id(partition, "block", late, first): (ts, values)
+                  for (late, first), (_, _, _, ts, values, _) in want.blocks.items()}
+        blocks |= {self._id(partition, "block", late, first): rows for (late, first), rows in want.open.items()}
+        features = {self._id(partition, "features", late, first) for late, first in [*want.blocks, *want.open]}
+        episodes = {content[7] for content in found.outputs.alarms.values() if content[0] == "opened"}
+        for kind, name, content in found.provisional:
+            if kind == "block":
+                (ts, values), (all_ts, all_values) = content, blocks[name]
+                assert ts == all_ts[: len(ts)]
+                assert values == all_values[: len(values)], "a provisional block that the log contradicts"
+            elif kind == "features":
+                assert name in features
+            else:
+                assert (kind, content in episodes) == ("closed", True), (kind, content)
 
     def _stored(self, model: Model, ts_ms: Any, values: Any) -> bytes:
         """What a block gives back of these rows: themselves, within the contract's bounds."""
