@@ -146,15 +146,19 @@ class Worker:
         self.shelf.open()
         if any(stream.outputs.blocks for stream in self.config.streams.values()):
             codec.warm_up()   # compiled code, cached on disk: the first time on a machine takes long
+        self.check_broker()
+        self.metrics.runtime.info({
+            "provider": self.shelf.wanted(self.lines[0].name).session.provider, "streams": str(len(self.lines)),
+        })
+
+    def check_broker(self) -> None:
+        """Rights and topics. Raises what is missing where, and what to do."""
         settings = self.config.kafka.client_settings()
         written = [topics.TOPICS[name] for name in self._written()]
         inputs = sorted({line.topic for line in self.lines})
         outputs = [topic.full_name(self.config.kafka.topic_prefix) for topic in written]
         topics.check_rights(settings, self.config.kafka.group, [*inputs, self.config.kafka.topic("state")], outputs)
         topics.check(settings, inputs, self.config.kafka.topic_prefix, written)
-        self.metrics.runtime.info({
-            "provider": self.shelf.wanted(self.lines[0].name).session.provider, "streams": str(len(self.lines)),
-        })
 
     def _written(self) -> list[str]:
         outputs = [stream.outputs for stream in self.config.streams.values()]

@@ -7,10 +7,9 @@ from kafka.errors import GroupAuthorizationFailedError
 
 from pipeline.errors import Unreachable
 from pipeline.topics.client import Settings, admin_client
+from pipeline.topics.groups import patiently
 
-BITS = {"READ": 3, "WRITE": 4}                  # of Kafka's authorized operations
-UNKNOWN = -(1 << 31)                            # the broker does not say
-NO_RIGHT = 29                                   # TOPIC_AUTHORIZATION_FAILED of the Kafka protocol
+NO_RIGHT = 29   # TOPIC_AUTHORIZATION_FAILED of the Kafka protocol
 
 
 def check_rights(
@@ -27,11 +26,10 @@ def check_rights(
             if not _is_allowed(found.get(name, {}), right):
                 raise Unreachable(f"topic {name}: the broker does not let us; grant {right} to this user: {_REMEDY}")
         try:
-            facts = admin.describe_groups([group], include_authorized_operations=True)[group]
+            facts = patiently(lambda: admin.describe_groups([group], include_authorized_operations=True))[group]
         except GroupAuthorizationFailedError as error:
             raise Unreachable(f"group {group}: {_NO_GROUP}") from error
-        operations = facts.get("authorized_operations")
-        if operations and "READ" not in operations:
+        if not _is_allowed(facts, "READ"):
             raise Unreachable(f"group {group}: {_NO_GROUP}")
 
 
@@ -42,5 +40,5 @@ _NO_GROUP = f"the broker does not let us join; grant READ on it to this user: {_
 def _is_allowed(facts: dict[str, Any], right: str) -> bool:
     if facts.get("error_code") == NO_RIGHT:
         return False
-    operations = facts.get("topic_authorized_operations", UNKNOWN)
-    return operations == UNKNOWN or bool(operations >> BITS[right] & 1)
+    operations = facts.get("authorized_operations")   # names; none where the broker does not say
+    return not operations or right in operations

@@ -119,7 +119,7 @@ def test_a_worker_needs_the_rights_that_are_listed_and_no_others(secured, tmp_pa
             assert len(gone) == 1
             admin.delete_acls(gone)
             with pytest.raises(Unreachable, match=told):
-                until_refused(world)
+                until_refused(world, told)
             admin.create_acls(gone)
         assert world.committed() == {}
         child = world.start()
@@ -131,13 +131,14 @@ def test_a_worker_needs_the_rights_that_are_listed_and_no_others(secured, tmp_pa
         world.close()
 
 
-def until_refused(world):
+def until_refused(world, told):
     """The start check, again while the broker does not know of the change of rights yet."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     worker = Worker(load_config(world.path, {}))
     while time.monotonic() < deadline:
-        worker.check()
+        worker.check_broker()
         time.sleep(0.1)
+    raise AssertionError(f"nothing was refused: {told}")
 
 
 def test_a_certificate_of_a_stranger_is_refused(secured, tmp_path):
