@@ -191,6 +191,8 @@ class Agent:
         replayed = [record for record in records if record.offset < held.next]
         if replayed:
             await self._work([fetched._replace(records=replayed)])
+            if held.position <= replayed[-1].offset:
+                return None    # taken away meanwhile
             records = records[len(replayed):]
         while records and self._held.get(held.tp) is held and attempts.is_suspect(records[0].offset):
             held.next = records[0].offset      # nothing lies between in the log
@@ -207,6 +209,8 @@ class Agent:
                 return None
             step = [record for record in records if record.offset < stop]
             await self._work([fetched._replace(records=step)])
+            if held.position <= step[-1].offset:
+                return None    # taken away meanwhile: nothing may commit beyond what was worked on
             attempts.end_step()
             records = records[len(step):]
         if not await self._commit_until(held):
