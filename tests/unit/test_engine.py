@@ -42,6 +42,12 @@ def test_more_streams_than_metadata_holds_are_refused() -> None:
         crowd.encode()
 
 
+def test_more_deadly_records_than_metadata_holds_are_told_as_a_fault_of_the_worker() -> None:
+    crowd = Checkpoint(0, 0, 0, "e", {"pump": "0" * 64}, crashed=tuple(range(10_000, 11_000)))
+    with pytest.raises(StopWorker, match=r"1000 records .* is a fault of the worker"):
+        crowd.encode()
+
+
 def seen(at: float, position: int = 0, lag: int = 10, assigned: int = 1, joining: bool = False) -> Seen:
     return Seen(at, position, lag, assigned, joining)
 
