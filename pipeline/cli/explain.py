@@ -15,11 +15,12 @@ from pipeline.cli.options import ConfigFile, Json
 from pipeline.config import Config, load_config
 from pipeline.engine.transport import TP
 from pipeline.errors import BadInput
+from pipeline.formats.readings import Reason
 from pipeline.line import Line, OutputTopics
 from pipeline.registry.store import Registry
 from pipeline.scoring.models import ModelShelf
 from pipeline.scoring.stream import Result
-from pipeline.sinks import Anomaly, read_anomaly
+from pipeline.sinks import Anomaly, read_anomaly, read_dead_letter
 
 FIRST_REACH = 20_000   # records before the alert that are read at first; doubled until they hold what a score needs
 
@@ -82,6 +83,7 @@ def score_again(config: Config, partition: int, anomaly: Anomaly) -> tuple[dict[
     model = shelf.load(anomaly.stream, anomaly.digest)
     settings = config.kafka.client_settings()
     first = topics.begin_offsets(settings, stream.topic)[partition]
+    crashed = _crashed(config, stream.topic, partition)
     reach = FIRST_REACH
     while True:
         start = max(first, anomaly.trigger - reach)
@@ -92,13 +94,25 @@ def score_again(config: Config, partition: int, anomaly: Anomaly) -> tuple[dict[
         line.stream.contributions = True
         line.assign(partition, model, anomaly.trigger, -1, {})
         records = list(topics.read_range(settings, stream.topic, partition, start, anomaly.trigger + 1))
-        again = _row(line, _push(line, stream.topic, partition, records, anomaly.trigger), anomaly)
+        again = _row(line, _push(line, stream.topic, partition, records, anomaly.trigger, crashed), anomaly)
         if start == first or (again is not None and np.float32(again["score"]) == np.float32(anomaly.score)):
             return again, start
         reach *= 4
 
 
-def _push(line: Line, topic: str, partition: int, records: list[topics.Record], emit_from: int) -> list[Result]:
+def _crashed(config: Config, topic: str, partition: int) -> frozenset[int]:
+    """Offsets of records that killed whoever read them: the worker left them out, and so do we."""
+    settings, name = config.kafka.client_settings(), config.kafka.topic("dead-letters")
+    begin, end = topics.begin_offsets(settings, name)[partition], topics.end_offsets(settings, name)[partition]
+    letters = [read_dead_letter(record.headers) for record in topics.read_range(settings, name, partition, begin, end)]
+    return frozenset(
+        letter.offset for letter in letters if (letter.topic, letter.reason) == (topic, Reason.CRASHED.code)
+    )
+
+
+def _push(
+    line: Line, topic: str, partition: int, records: list[topics.Record], emit_from: int, crashed: frozenset[int]
+) -> list[Result]:
     """The records through the worker's own code, in batches."""
     results, now = [], -1
     for at in range(0, len(records), 5_000):
@@ -110,6 +124,7 @@ def _push(line: Line, topic: str, partition: int, records: list[topics.Record], 
             tp=TP(topic, partition), records=[
                 SimpleNamespace(value=one.value, key=one.key, timestamp=one.ts_ms) for one in part
             ], offset=np.array([record.offset for record in part]), time=time, stream_time=running, emit_from=emit_from,
+            crashed=crashed,
         )])[0])
     return results
 
@@ -123,7 +138,7 @@ class _Batch(SimpleNamespace):
     time: np.ndarray
     stream_time: np.ndarray
     emit_from: int
-    crashed: frozenset[int] = frozenset()
+    crashed: frozenset[int]
 
 
 def _row(line: Line, results: list[Result], anomaly: Anomaly) -> dict[str, Any] | None:
