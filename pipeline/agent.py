@@ -5,6 +5,9 @@
 Invariant (tests/faults): an output is delivered before `next` passes its trigger; nothing is emitted at or beyond the
 `until` of the last acknowledged commit; while a commit that names a new digest is not acknowledged, nothing is
 processed. One lock covers batches and commits, so a commit always tells the state between two batches.
+
+Every commit also says that work on what follows is under way, and an orderly end takes that back; so whoever begins
+where somebody died goes carefully, until one record is known to be what kills (`engine.attempts`).
 """
 
 import asyncio
@@ -17,12 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
 from pipeline.core.records import Records
+from pipeline.engine.attempts import Attempts
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.engine.state_topic import Entries, Name, State
 from pipeline.engine.transport import TP, Begin, Fetched
+from pipeline.errors import NarrowsError, StopWorker
 from pipeline.scoring.stream import Model
 
 log = logging.getLogger(__name__)
@@ -47,6 +53,9 @@ class Line(Protocol):
     def changed(self, partition: int) -> dict[Name, State | None]: ...
     def settled(self) -> None: ...
     def take(self, batch: Sequence["Part"]) -> list[Any]: ...
+    def provisional(self, partition: int, trigger: int) -> list[Any]: ...
+    @property
+    def silence_s(self) -> float: ...
 
 
 class Models(Protocol):
@@ -75,6 +84,7 @@ class Part:
     records: Records
     stream_time: np.ndarray
     emit_from: int
+    crashed: frozenset[int] = frozenset()   # offsets of records that nobody may look at
 
 
 @dataclass(slots=True)
@@ -84,6 +94,8 @@ class Held:
     next     : all triggers below it are delivered.   position : the next offset to read; below `next` in a replay.
     until    : of the last acknowledged commit, -1 before the first.
     found_until : what the owner before promised; no new digest is named below it.
+    told     : what the last acknowledged commit says.
+    attempts : deaths at the commit.   crashed : offsets of records that killed whoever read them.
     """
 
     tp: TP
@@ -94,11 +106,16 @@ class Held:
     epoch: str
     stream_time: int
     leftovers: list[bytes]
+    attempts: Attempts
+    crashed: frozenset[int]
     found_until: int = -1
     position: int = -1
     until: int = -1
     committed: int = -1
+    told: Checkpoint | None = None
     read: int = 0              # records since the last commit
+    idle_since: float = field(default_factory=time.monotonic)
+    is_told: bool = False      # what is open was written, as provisional
     end: int = -1
     models: dict[str, Model] = field(default_factory=dict)
 
@@ -115,11 +132,13 @@ class Agent:
     """All topics of one worker.
 
     observe : called after each batch with (parts, outputs, seconds); for metrics.
+    idle_after_s : how long no record comes to a partition before what it has open is written as provisional; at least
+        the streams' silence. None: never.
     """
 
     def __init__(
         self, lines: Sequence[Line], models: Models, outlets: Outlets, commit_interval_s: float,
-        observe: Callable[[list[Part], list[Any], float], None],
+        observe: Callable[[list[Part], list[Any], float], None], idle_after_s: float | None = None,
     ) -> None:
         self._lines: dict[str, list[Line]] = defaultdict(list)
         for line in lines:
@@ -127,10 +146,13 @@ class Agent:
         self._models, self._outlets = models, outlets
         self._interval_s = commit_interval_s
         self._observe = observe
+        self._idle_after_s = idle_after_s
         self._lock = asyncio.Lock()
         self._held: dict[TP, Held] = {}
         self._gone: list[TP] = []
         self._unsettled = False     # the streams' state is ahead of what was delivered
+        self._committing = False    # a commit is on its way to the broker
+        self._died = False          # of an error that nobody raised on purpose
         self._committed_at = time.monotonic()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="narrows-scoring")
         self.largest_batch = 0
@@ -143,36 +165,87 @@ class Agent:
         """One poll: everything that its records trigger is delivered when this returns."""
         async with self._lock:
             self._forget_gone()
-            ready = [part for part in fetched if await self._ready(part)]
-            # No await between the last look at the assignment and the state.
-            ready = [part for part in ready if part.tp in self._held and self._is_on(part)]
-            held = [self._held[part.tp] for part in ready]
-            parts = [self._part(part, one) for part, one in zip(ready, held, strict=True)]
-            if not parts:
-                return
-            began = time.monotonic()
-            self._unsettled = True
-            outputs = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, parts)
-            await self._outlets.deliver(outputs)
-            self._unsettled = False
-            for part, one in zip(parts, held, strict=True):
-                if self._held.get(part.tp) is not one:
-                    self.orphans += 1   # taken away meanwhile: outputs stand, the next owner makes them again, equal
-                    continue
-                one.position = int(part.records.offset[-1]) + 1
-                one.next = max(one.next, one.position)
-                one.stream_time = int(part.stream_time[-1])
-                one.read += len(part.records)
-            self._observe(parts, outputs, time.monotonic() - began)
+            try:
+                left = [await self._carefully(part) for part in fetched]
+                await self._work([part for part in left if part is not None])
+            except (asyncio.CancelledError, NarrowsError):
+                raise
+            except BaseException:
+                self._died = True
+                raise
             if time.monotonic() - self._committed_at >= self._interval_s:
                 await self._commit()
 
+    async def _carefully(self, fetched: Fetched) -> Fetched | None:
+        """Go step by step, nothing else in work, through what killed somebody; returns what lies beyond, if anything.
+
+        Each step is told by a commit before it, and its end by the next one.
+        """
+        held = await self._hold(fetched)
+        if held is None:
+            return None
+        attempts, records = held.attempts, fetched.records
+        if records.offset[-1] < held.next or not attempts.is_suspect(held.next):
+            return fetched
+        replayed = records.before(held.next)
+        if replayed:
+            await self._work([fetched._replace(records=replayed)])
+            if held.position <= replayed.offset[-1]:
+                return None    # taken away meanwhile
+            records = records.since(held.next)
+        while records and self._held.get(held.tp) is held and attempts.is_suspect(int(records.offset[0])):
+            held.next = int(records.offset[0])      # nothing lies between in the log
+            if attempts.is_deadly:
+                log.error(
+                    "%s[%d]: the record at offset %d ended its worker %d times and goes to the dead letters",
+                    held.tp.topic, held.tp.partition, held.next, attempts.alone,
+                )
+                held.crashed |= {held.next}
+                held.attempts = attempts = Attempts()
+                break
+            stop = attempts.begin_step(held.next)
+            if not await self._commit_until(held):
+                return None
+            step = records.before(stop)
+            await self._work([fetched._replace(records=step)])
+            if held.position <= step.offset[-1]:
+                return None    # taken away meanwhile: nothing may commit beyond what was worked on
+            attempts.end_step()
+            records = records.since(stop)
+        if not await self._commit_until(held):
+            return None
+        return fetched._replace(records=records) if records else None
+
+    async def _work(self, fetched: list[Fetched]) -> None:
+        """Compute and deliver what these records trigger."""
+        ready = [part for part in fetched if await self._ready(part)]
+        # No await between the last look at the assignment and the state.
+        ready = [part for part in ready if part.tp in self._held and self._is_on(part)]
+        held = [self._held[part.tp] for part in ready]
+        parts = [self._part(part, one) for part, one in zip(ready, held, strict=True)]
+        if not parts:
+            return
+        began = time.monotonic()
+        self._unsettled = True
+        outputs = await asyncio.get_running_loop().run_in_executor(self._thread, self._compute, parts)
+        await self._outlets.deliver(outputs)
+        self._unsettled = False
+        for part, one in zip(parts, held, strict=True):
+            if self._held.get(part.tp) is not one:
+                self.orphans += 1   # taken away meanwhile: outputs stand, the next owner makes them again, equal
+                continue
+            one.position = int(part.records.offset[-1]) + 1
+            one.next = max(one.next, one.position)
+            one.stream_time = int(part.stream_time[-1])
+            one.read += len(part.records)
+            one.idle_since, one.is_told = time.monotonic(), False
+        self._observe(parts, outputs, time.monotonic() - began)
+
     def _part(self, fetched: Fetched, held: Held) -> Part:
-        records = fetched.records.since(held.position)   # the transport trims; this is the last door before the state
-        held.end = fetched.end
+        records, held.end = fetched.records, fetched.end
         self.largest_batch = max(self.largest_batch, len(records))
         running = np.maximum(np.maximum.accumulate(records.timestamp), held.stream_time)
-        return Part(fetched.tp, records, running, held.next)
+        return Part(fetched.tp, records, running, held.next, held.crashed)
 
     def _compute(self, parts: list[Part]) -> list[Any]:
         """In the scoring thread: nobody else touches the streams' state meanwhile."""
@@ -189,17 +262,30 @@ class Agent:
         """Whether the assignment that fetched these records is still the partition's."""
         return self._outlets.begun(fetched.tp) is fetched.begin
 
-    async def _ready(self, fetched: Fetched) -> bool:
-        """Whether these records may be processed now: begun, promised far enough, on the right model."""
-        tp, last = fetched.tp, int(fetched.records.offset[-1])
-        held = self._held.get(tp)
+    async def _hold(self, fetched: Fetched) -> Held | None:
+        """The partition of these records, begun where it is new; None where they are of an assignment that is over.
+
+        Raises StopWorker where records before these never came here: they would be lost in silence.
+        """
         if not self._is_on(fetched):
-            return False
+            return None
+        held = self._held.get(fetched.tp)
         if held is None:
             held = await self._begin(fetched)
-            if held is None:
-                return False
-        if held.until < 0 and not await self._commit_until(held):   # the digest is named before the first output
+        if held is not None and fetched.since != held.position:
+            raise StopWorker(
+                f"{fetched.tp.topic}[{fetched.tp.partition}]: records from {held.position} to {fetched.since} went "
+                "astray in this worker; the next one goes on from the commit"
+            )
+        return held
+
+    async def _ready(self, fetched: Fetched) -> bool:
+        """Whether these records may be processed now: promised far enough, on the right model."""
+        last = int(fetched.records.offset[-1])
+        held = self._held.get(fetched.tp)
+        if held is None or not self._is_on(fetched):
+            return False
+        if held.until < 0 and not await self._commit_until(held):   # digest and attempt are told before the work
             return False
         if last >= held.until and last >= held.next and not await self._commit_until(held, last + 1):
             return False
@@ -229,12 +315,9 @@ class Agent:
         held = Held(
             tp, begin.next, found, {name: model.digest for name, model in models.items()},
             Entries(tp.topic, tp.partition, epoch, begin.next, states), epoch, mark_time, leftovers,
+            Attempts.found(found, begin.next, fetched.end), frozenset(found.crashed if found else ()),
             found_until=found.until if found else -1, position=mark, models=models,
         )
-        if found is not None:
-            held.committed = begin.next
-            if found.digests.keys() >= held.digests.keys():   # else a stream is new: its digest is named before outputs
-                held.until = found.until
         self._held[tp] = held
         log.info("begin %s[%d] at %d, replay from %d", tp.topic, tp.partition, begin.next, mark)
         return held
@@ -270,9 +353,27 @@ class Agent:
             return await self._commit()
 
     async def tick(self) -> None:
-        """Commit what an idle stream left, where the interval has passed."""
-        if time.monotonic() - self._committed_at >= self._interval_s and not self._lock.locked():
+        """Commit what an idle stream left, where the interval has passed; write what an idle partition has open."""
+        if self._lock.locked():
+            return
+        if time.monotonic() - self._committed_at >= self._interval_s:
             await self.commit()
+        if self._idle_after_s is not None:
+            await self._tell_open(self._idle_after_s)
+
+    async def _tell_open(self, idle_after_s: float) -> None:
+        """Stream time stands still where no record comes: what silence would end there is written as provisional."""
+        async with self._lock:
+            self._forget_gone()
+            for tp, held in list(self._held.items()):
+                lines = self._lines[tp.topic]
+                limit_s = max(idle_after_s, *(line.silence_s for line in lines))
+                is_idle = not (held.is_told or held.replaying or held.lag) and held.until >= 0
+                if not is_idle or time.monotonic() - held.idle_since < limit_s or tp not in self._outlets.assigned():
+                    continue
+                held.is_told = True
+                outputs = await asyncio.get_running_loop().run_in_executor(self._thread, _open_of, lines, held)
+                await self._outlets.deliver(outputs)
 
     async def _commit_until(self, held: Held, reach: int = 0) -> bool:
         """Commit until the broker acknowledges; False once the partition is taken away."""
@@ -285,46 +386,53 @@ class Agent:
             await asyncio.sleep(0.2)
         return False
 
-    async def _commit(self, must: TP | None = None, reach: int = 0) -> bool:
+    async def _commit(self, must: TP | None = None, reach: int = 0, at_work: bool = True) -> bool:
         """must : committed even where nothing changed.  reach : its `until` lies beyond this offset."""
         self._committed_at = time.monotonic()
         if self._unsettled:
             return False
         mine = self._outlets.assigned()
         commits: dict[TP, tuple[int, str]] = {}
-        told: dict[TP, Checkpoint] = {}
+        told: dict[TP, tuple[Held, Checkpoint]] = {}
         records: list[Any] = []
         for tp, held in self._held.items():
             changed: dict[Name, State | None] = {}
             for line in self._lines[tp.topic]:
                 changed |= line.changed(tp.partition)
-            if tp not in mine or (tp != must and held.next == held.committed and not (changed or held.entries.pending)):
+            is_new = held.next != held.committed or changed or held.entries.pending or not at_work
+            if tp not in mine or (tp != must and not is_new):
                 continue
-            told[tp] = self._checkpoint(held, reach if tp == must else 0)
-            commits[tp] = held.next, told[tp].encode()
+            told[tp] = held, self._checkpoint(held, reach if tp == must else 0, at_work)
+            commits[tp] = held.next, told[tp][1].encode()
             for key, value in held.entries.before_commit(held.next, changed):
                 records.append(self._outlets.state_record(tp.partition, key, value))
         if not commits:
             return False
         await self._outlets.deliver(records)
-        if not await self._outlets.commit(commits):
+        if any(self._held.get(tp) is not held for tp, (held, _) in told.items()):
+            return False    # taken away meanwhile: another owner may have committed, which this would turn back
+        if not await self._send(commits):
             return False
         tombstones: list[Any] = []
-        for tp, checkpoint in told.items():
-            done = self._held.get(tp)
-            if done is None:
-                continue
-            done.entries.acknowledged(commits[tp][0])
-            done.committed, done.until, done.read = commits[tp][0], checkpoint.until, 0
-            tombstones += [self._outlets.state_record(tp.partition, key, None) for key in done.leftovers]
-            done.leftovers = []
+        for tp, (held, checkpoint) in told.items():
+            held.entries.acknowledged(commits[tp][0])
+            held.committed, held.until, held.told, held.read = commits[tp][0], checkpoint.until, checkpoint, 0
+            tombstones += [self._outlets.state_record(tp.partition, key, None) for key in held.leftovers]
+            held.leftovers = []
         for topic in {tp.topic for tp in told}:
             for line in self._lines[topic]:
                 line.settled()
         await self._outlets.deliver(tombstones)
         return True
 
-    def _checkpoint(self, held: Held, reach: int) -> Checkpoint:
+    async def _send(self, commits: Mapping[TP, tuple[int, str]]) -> bool:
+        self._committing = True
+        try:
+            return await self._outlets.commit(commits)
+        finally:
+            self._committing = False
+
+    def _checkpoint(self, held: Held, reach: int, at_work: bool) -> Checkpoint:
         """What a commit of this partition says now."""
         if held.replaying and held.found is not None:
             mark, mark_time = held.found.mark, held.found.mark_time   # the state is not whole yet
@@ -335,19 +443,42 @@ class Agent:
             mark, mark_time = min(marks)
         ahead = max(LEAST_AHEAD, AHEAD_COMMITS * held.read, 2 * self.largest_batch)
         until = max(held.next + ahead, held.until, held.found_until, reach)
-        return Checkpoint(mark, mark_time, until, held.epoch, held.digests)
+        attempts, attempt_end = held.attempts.told(held.next, at_work)
+        crashed = tuple(sorted(offset for offset in held.crashed if offset >= mark))
+        return Checkpoint(mark, mark_time, until, held.epoch, held.digests, attempts, attempt_end, crashed)
 
     # ---------------------------------------------------------------- assignments
 
     async def drop(self, tps: Iterable[TP]) -> None:
         """These partitions are being taken away: commit what can be within a moment, then forget them."""
-        try:
-            async with asyncio.timeout(GIVE_UP_COMMIT_S):
-                await self.commit()
-        except TimeoutError:
-            log.warning("no commit before the rebalance: a batch was in work; its outputs will be made again")
+        await self.rest()
         for tp in list(tps):
             self._drop(tp)
+
+    async def rest(self) -> None:
+        """Commit what can be within a moment, and that nothing is in work any more: an orderly end is no crash."""
+        if self._died:
+            return
+        try:
+            async with asyncio.timeout(GIVE_UP_COMMIT_S), self._lock:
+                if await self._commit(at_work=False):
+                    return
+        except TimeoutError:
+            log.warning("no commit at the end: a batch was in work; its outputs will be made again")
+        if not self._committing:
+            await self._take_back()
+
+    async def _take_back(self) -> None:
+        """The last commits once more, but that nothing is in work any more."""
+        mine = self._outlets.assigned()
+        again: dict[TP, tuple[int, str]] = {}
+        for tp, held in self._held.items():
+            if held.told is not None and tp in mine:
+                attempts, attempt_end = held.attempts.told(held.committed, False)
+                told = msgspec.structs.replace(held.told, attempts=attempts, attempt_end=attempt_end)
+                again[tp] = held.committed, told.encode()
+        if again:
+            await self._send(again)
 
     def _drop(self, tp: TP) -> None:
         """A batch still in work becomes an orphan: its outputs stand, its position goes nowhere."""
@@ -370,3 +501,7 @@ class Agent:
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _open_of(lines: Sequence[Line], held: Held) -> list[Any]:
+    return [output for line in lines for output in line.provisional(held.tp.partition, held.next)]

@@ -24,7 +24,7 @@ from pipeline.engine import overrides
 from pipeline.engine.deliver import deliver
 from pipeline.engine.state_topic import Name, State, read_entries
 from pipeline.engine.transport import TP, Begin, Keeper, Settings, Transport, install_fetch
-from pipeline.engine.watchdog import Seen, Watchdog
+from pipeline.engine.watchdog import Pulse, Seen, Watchdog
 from pipeline.errors import BadInput, NarrowsError, Stalled, StopWorker
 from pipeline.line import Line, OutputTopics
 from pipeline.metrics import Metrics, serve
@@ -77,9 +77,12 @@ class Worker:
             for name, stream in config.streams.items()
         ]
         self.app = _faust_app(config)
-        self.agent = Agent(self.lines, self.shelf, self, config.worker.commit_interval_s, self._observe)
+        self.agent = Agent(
+            self.lines, self.shelf, self, config.worker.commit_interval_s, self._observe, config.worker.idle_after_s
+        )
         self.app.narrows = _settings(config, self.agent)
         self._watchdog = Watchdog(config.worker.stall_s)
+        self._pulse = Pulse(config.worker.stall_s, self._end)
         self._rows_since: dict[str, int] = dict.fromkeys(config.streams, 0)
         self._wrong_keys: dict[str, int] = {}
         self._asked_ms: dict[str, int] = {}
@@ -88,6 +91,7 @@ class Worker:
         for topic in sorted({line.topic for line in self.lines}):
             self._add_agent(topic)
         self.app.task(self._look)
+        self.app.task(self._watch)
         self.app.task(self._serve)
 
     # ---------------------------------------------------------------- Faust
@@ -145,12 +149,19 @@ class Worker:
         self.shelf.open()
         if any(stream.outputs.blocks for stream in self.config.streams.values()):
             codec.warm_up()
-        settings = self.config.kafka.client_settings()
-        written = [topics.TOPICS[name] for name in self._written()]
-        topics.check(settings, sorted({line.topic for line in self.lines}), self.config.kafka.topic_prefix, written)
+        self.check_broker()
         self.metrics.runtime.info({
             "provider": self.shelf.wanted(self.lines[0].name).session.provider, "streams": str(len(self.lines)),
         })
+
+    def check_broker(self) -> None:
+        """Rights and topics. Raises what is missing where, and what to do."""
+        settings = self.config.kafka.client_settings()
+        written = [topics.TOPICS[name] for name in self._written()]
+        inputs = sorted({line.topic for line in self.lines})
+        outputs = [topic.full_name(self.config.kafka.topic_prefix) for topic in written]
+        topics.check_rights(settings, self.config.kafka.group, [*inputs, self.config.kafka.topic("state")], outputs)
+        topics.check(settings, inputs, self.config.kafka.topic_prefix, written)
 
     def _written(self) -> list[str]:
         outputs = [stream.outputs for stream in self.config.streams.values()]
@@ -198,7 +209,7 @@ class Worker:
     # ---------------------------------------------------------------- tasks beside the flow
 
     async def _look(self) -> None:
-        """Once a second: new champions, idle commits, triggers, and whether the worker still gets on."""
+        """Once a second: new champions, idle commits, triggers."""
         while not self.app.should_stop:
             await self.app.sleep(LOOK_EVERY_S)
             for line in self.lines:
@@ -206,17 +217,31 @@ class Worker:
             self.shelf.keep({digest for one in self.agent.held.values() for digest in one.digests.values()})
             await self._guard(self.agent.tick())
             self._ask()
-            held = list(self.agent.held.values())
-            wrong = self._watchdog.look(Seen(
-                time.monotonic(), sum(one.position for one in held), sum(one.lag for one in held), len(held),
-                self.app.rebalancing,
-            ))
-            self._show(held)
-            if wrong is not None:
-                self.fault = Stalled(f"no progress: {wrong}; this worker ends, the next one goes on from the commit")
-                log.error("%s", self.fault)
-                await asyncio.sleep(0)
-                os._exit(Stalled.exit_code)   # what stalls would stall an orderly end too
+            self._show(list(self.agent.held.values()))
+
+    async def _watch(self) -> None:
+        """Once a second, whatever else waits: whether the worker still gets on."""
+        self._pulse.start()
+        try:
+            while not self.app.should_stop:
+                self._pulse.beat()
+                held = list(self.agent.held.values())
+                wrong = self._watchdog.look(Seen(
+                    time.monotonic(), sum(one.position for one in held), sum(one.lag for one in held), len(held),
+                    self.app.rebalancing,
+                ))
+                if wrong is not None:
+                    self._end(wrong)
+                await self.app.sleep(LOOK_EVERY_S)
+        finally:
+            self._pulse.stop()
+
+    def _end(self, why: Stalled) -> None:
+        """At once: what stalls would stall an orderly end too."""
+        log.error("%s", why)
+        for handler in logging.getLogger().handlers:
+            handler.flush()
+        os._exit(why.exit_code)
 
     async def _serve(self) -> None:
         """/metrics, /live and /ready."""

@@ -256,6 +256,8 @@ class Worker(_Part, frozen=True):
     max_poll_records  : most records of one batch; null = what a fetch holds.
     session_timeout_s : a dynamic member that is silent for this long loses its partitions.
     stall_s           : the watchdog ends a worker that makes no progress for this long.
+    idle_after_s      : where no record comes for this long (and for the contract's silence), open blocks and episodes
+        are written as provisional (`final: false`); null = never.
     """
 
     metrics_host: str = "127.0.0.1"
@@ -268,6 +270,7 @@ class Worker(_Part, frozen=True):
     max_poll_records: Count | None = None
     session_timeout_s: Seconds = 10.0
     stall_s: Seconds = 60.0
+    idle_after_s: Seconds | None = 60.0
 
 
 class Dashboard(_Part, frozen=True):

@@ -40,6 +40,18 @@ class StopWorker(NarrowsError):
 
 
 class Stalled(StopWorker):
-    """The watchdog saw no progress; an exit code of its own, so that a supervisor can tell it."""
+    """The watchdog saw records wait and none finished; an exit code of its own, so that a supervisor can tell it."""
 
     exit_code = 5
+
+
+class LoopStalled(Stalled):
+    """The watchdog saw the event loop stand still: something computes or waits where it must not."""
+
+    exit_code = 6
+
+
+class NoAssignment(Stalled):
+    """The watchdog saw a rebalance that never ended: the worker has no partitions and waits for some."""
+
+    exit_code = 7

@@ -46,6 +46,7 @@ class Part(Protocol):
     records: Records
     stream_time: np.ndarray
     emit_from: int
+    crashed: frozenset[int]
 
 
 class Match(Protocol):
@@ -93,10 +94,11 @@ class Line:
         self._preface: list[Record] = []
         self._models: dict[int, Model] = {}
         self._resting: dict[int, set[Name]] = {}
+        self._told: dict[int, dict[tuple[str, int, int], int]] = {}   # what is provisional, and how long it was
         self._names = [contract.names[place] for place in contract.sensors]
         self.counts: Counter[str] = Counter()
         self.wrong_keys: list[tuple[str, int, int]] = []
-        self._told: set[str] = set()
+        self._strayed: set[str] = set()
         self.reasons: Counter[str] = Counter()
 
     # ---------------------------------------------------------------- state
@@ -109,6 +111,7 @@ class Line:
         self.stream.assign(partition, model, emit_from, mark_time, own)
         self._use(partition, model)
         self._resting.pop(partition, None)
+        self._told.pop(partition, None)
         if self._joiner is not None:
             self._joiner.revoke(partition)
 
@@ -116,6 +119,7 @@ class Line:
         self.stream.revoke(partition)
         self._models.pop(partition, None)
         self._resting.pop(partition, None)
+        self._told.pop(partition, None)
         if self._joiner is not None:
             self._joiner.revoke(partition)
 
@@ -173,6 +177,35 @@ class Line:
         self._take_result(result, outputs)
         return outputs
 
+    @property
+    def silence_s(self) -> float:
+        """How long a device says nothing before it is silent, in seconds."""
+        return self.contract.silence_ms / 1000
+
+    def provisional(self, partition: int, trigger: int) -> list[Record]:
+        """Open blocks and episodes of a partition that nothing comes to, `final: false`; the log's own supersede them.
+
+        trigger : offset of the next record. What was told before and did not grow is left out; no state changes.
+        """
+        result = self.stream.still_open(partition, trigger)
+        before = self._told.get(partition, {})
+        now = {("block", block.slot, block.offset): len(block.ts_ms) for block in result.blocks}
+        now |= {("closed", alarm.event.slot, alarm.event.start_offset): alarm.event.end_ts for alarm in result.alarms}
+        self._told[partition] = now
+        new = {key for key, size in now.items() if before.get(key) != size}
+        blocks = [block for block in result.blocks if ("block", block.slot, block.offset) in new]
+        outputs, self._preface = self._preface, []
+        if self._outputs.blocks is not None and blocks:
+            outputs += self._blocks(blocks, final=False)
+        if self._outputs.features is not None:
+            outputs += [self._feature(block, final=False) for block in blocks if block.latent is not None]
+        if self._outputs.anomalies is not None:
+            outputs += [
+                self._anomaly(alarm, final=False) for alarm in result.alarms
+                if ("closed", alarm.event.slot, alarm.event.start_offset) in new
+            ]
+        return outputs
+
     def compute(self, batch: Sequence[Part]) -> tuple[Result, list[Record]]:
         """What these records cause, and the dead letters among them."""
         self._settle()
@@ -185,7 +218,9 @@ class Line:
             clocks.append(Clock(partition, part.records.offset, part.stream_time))
             self.counts["records"] += len(part.records)
             self.counts["record_bytes"] += part.records.value_bytes
-            readings, rejects = self._decoder.decode_records(part.records)
+            # Whatever a record holds that kills, nobody looks at it again.
+            readable = part.records.without(_crashed(part)) if part.crashed else part.records
+            readings, rejects = self._decoder.decode_records(readable)
             dead_letters += self._dead_letters(part, rejects)
             device, ts_ms, kept = readings.device, readings.ts_ms, readings.kept
             channel = readings.channel if isinstance(readings, LongReadings) else None
@@ -219,8 +254,8 @@ class Line:
     def _note_strays(self) -> None:
         """A device in two partitions has a wrong key in one: told once a device, as long as memory bears it."""
         for device, one, other in self.stream.rows.strays:
-            if device not in self._told and len(self._told) < MOST_TOLD:
-                self._told.add(device)
+            if device not in self._strayed and len(self._strayed) < MOST_TOLD:
+                self._strayed.add(device)
                 self.wrong_keys.append((device, one, other))
         self.stream.rows.strays.clear()
 
@@ -289,7 +324,7 @@ class Line:
             )))
         return records
 
-    def _anomaly(self, alarm: Alarm) -> Record:
+    def _anomaly(self, alarm: Alarm, final: bool = True) -> Record:
         event = alarm.event
         partition, device, lane = self._place(event.slot)
         explained: dict[str, Any] = {}
@@ -309,11 +344,11 @@ class Line:
             episode_id=self._id(partition, "episode", lane, event.start_offset),
             stream=self.name, device=device, lane=lane, state=event.kind, window_start=event.start_ts,
             window_end=event.end_ts, score=event.score, peak=event.peak, threshold=alarm.threshold,
-            severity=event.severity, kind=alarm.kind, digest=alarm.digest, trigger=event.trigger,
+            severity=event.severity, kind=alarm.kind, digest=alarm.digest, trigger=event.trigger, final=final,
             index=(alarm.name >= 0 and self.unname(alarm.name)[1]) or msgspec.UNSET, **explained,
         ))
 
-    def _blocks(self, blocks: list[Block]) -> list[Record]:
+    def _blocks(self, blocks: list[Block], final: bool = True) -> list[Record]:
         topic = self._outputs.blocks or ""
         records = []
         by_digest: dict[str, list[Block]] = {}
@@ -330,18 +365,18 @@ class Line:
                     version=1, id=self._id(partition, "block", lane, block.offset), stream=self.name,
                     device=device, lane=lane, span=(int(block.ts_ms[0]) + phase) // self.contract.span_ms,
                     first_ts=int(block.ts_ms[0]), last_ts=int(block.ts_ms[-1]), rows=len(block.ts_ms),
-                    digest=digest, trigger=block.trigger, contract=self.contract.hash[:12],
+                    digest=digest, trigger=block.trigger, final=final, contract=self.contract.hash[:12],
                 ), pack_frame([data])))
-                self.counts["block_rows"] += len(block.ts_ms)
+                self.counts["block_rows"] += len(block.ts_ms) * final
         return records
 
-    def _feature(self, block: Block) -> Record:
+    def _feature(self, block: Block, final: bool = True) -> Record:
         partition, device, lane = self._place(block.slot)
         latent = [] if block.latent is None else block.latent.tolist()
         return feature_record(self._outputs.features or "", partition, Feature(
             id=self._id(partition, "features", lane, block.offset), stream=self.name, device=device,
             lane=lane, start=int(block.ts_ms[0]), end=block.latent_ts_ms, latent=latent, space=block.digest[:12],
-            digest=block.digest, trigger=block.trigger,
+            digest=block.digest, trigger=block.trigger, final=final,
         ))
 
     def _is_ours(self, key: bytes | None, value: bytes | None) -> bool:
@@ -355,10 +390,11 @@ class Line:
         records = []
         for place, reason in zip(rejects.index.tolist(), rejects.reason.tolist(), strict=True):
             offset = int(part.records.offset[place])
-            key, value = part.records.key_at(place), part.records.value_at(place)
-            if offset < part.emit_from or not self._is_ours(key, value):
+            key, value, crashed = part.records.key_at(place), part.records.value_at(place), offset in part.crashed
+            ours = self._takes_nameless if crashed else self._is_ours(key, value)
+            if offset < part.emit_from or not ours:
                 continue
-            code = Reason(reason).code
+            code = (Reason.CRASHED if crashed else Reason(reason)).code
             self.reasons[code] += 1
             records.append(dead_letter_record(self._outputs.dead_letters, DeadLetter(
                 id=output_id(self.topic, part.tp.partition, "dead-letter", "main", offset), stream=self.name,
@@ -366,6 +402,11 @@ class Line:
                 timestamp=int(part.records.timestamp[place]), key_bytes=len(key or b""), value_bytes=len(value or b""),
             ), key, value))
         return records
+
+
+def _crashed(part: Part) -> np.ndarray:
+    """Places of records that killed whoever read them."""
+    return np.flatnonzero(np.isin(part.records.offset, list(part.crashed)))
 
 
 def _known(names: list[str], values: np.ndarray | None) -> dict[str, float | None]:

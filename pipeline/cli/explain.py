@@ -16,11 +16,12 @@ from pipeline.config import Config, load_config
 from pipeline.core.records import Records
 from pipeline.engine.transport import TP
 from pipeline.errors import BadInput
+from pipeline.formats.readings import Reason
 from pipeline.line import Line, OutputTopics
 from pipeline.registry.store import Registry
 from pipeline.scoring.models import ModelShelf
 from pipeline.scoring.stream import Result
-from pipeline.sinks import Anomaly, read_anomaly
+from pipeline.sinks import Anomaly, read_anomaly, read_dead_letter
 
 FIRST_REACH = 20_000   # records before the alert that are read at first; doubled until they hold what a score needs
 
@@ -83,6 +84,7 @@ def score_again(config: Config, partition: int, anomaly: Anomaly) -> tuple[dict[
     model = shelf.load(anomaly.stream, anomaly.digest)
     settings = config.kafka.client_settings()
     first = topics.begin_offsets(settings, stream.topic)[partition]
+    crashed = _crashed(config, stream.topic, partition)
     reach = FIRST_REACH
     while True:
         start = max(first, anomaly.trigger - reach)
@@ -93,20 +95,32 @@ def score_again(config: Config, partition: int, anomaly: Anomaly) -> tuple[dict[
         line.stream.contributions = True
         line.assign(partition, model, anomaly.trigger, -1, {})
         records = list(topics.read_range(settings, stream.topic, partition, start, anomaly.trigger + 1))
-        again = _row(line, _push(line, stream.topic, partition, records, anomaly.trigger), anomaly)
+        again = _row(line, _push(line, stream.topic, partition, records, anomaly.trigger, crashed), anomaly)
         if start == first or (again is not None and np.float32(again["score"]) == np.float32(anomaly.score)):
             return again, start
         reach *= 4
 
 
-def _push(line: Line, topic: str, partition: int, records: list[topics.Record], emit_from: int) -> list[Result]:
+def _crashed(config: Config, topic: str, partition: int) -> frozenset[int]:
+    """Offsets of records that killed whoever read them: the worker left them out, and so do we."""
+    settings, name = config.kafka.client_settings(), config.kafka.topic("dead-letters")
+    begin, end = topics.begin_offsets(settings, name)[partition], topics.end_offsets(settings, name)[partition]
+    letters = [read_dead_letter(record.headers) for record in topics.read_range(settings, name, partition, begin, end)]
+    return frozenset(
+        letter.offset for letter in letters if (letter.topic, letter.reason) == (topic, Reason.CRASHED.code)
+    )
+
+
+def _push(
+    line: Line, topic: str, partition: int, records: list[topics.Record], emit_from: int, crashed: frozenset[int]
+) -> list[Result]:
     """The records through the worker's own code, in batches."""
     results, now = [], -1
     for at in range(0, len(records), 5_000):
         part = Records.of((one.offset, one.ts_ms, one.key, one.value) for one in records[at : at + 5_000])
         running = np.maximum(np.maximum.accumulate(part.timestamp), now)
         now = int(running[-1])
-        results.append(line.compute([Part(TP(topic, partition), part, running, emit_from)])[0])
+        results.append(line.compute([Part(TP(topic, partition), part, running, emit_from, crashed)])[0])
     return results
 
 

@@ -57,6 +57,18 @@ class Records:
             return self
         return self.take(slice(int(np.searchsorted(self.offset, offset)), None))
 
+    def before(self, offset: int) -> "Records":
+        """Those below an offset."""
+        return self.take(slice(None, int(np.searchsorted(self.offset, offset))))
+
+    def without(self, places: Int | Sequence[int]) -> "Records":
+        """The same records, the values of some of them gone."""
+        if not len(places):
+            return self
+        value = self.value.copy()
+        value[places, 0] = -1
+        return Records(self.raw, self.offset, self.timestamp, self.key, value)
+
     def key_at(self, place: int) -> bytes | None:
         return self._cut(self.key[place])
 

@@ -651,6 +651,14 @@ class Rows:
         self.newest[slots] = -1
         return _take(result, closed), [ended[i] for i in np.flatnonzero(emit).tolist()]
 
+    def still_open(self, partition: int, trigger: int) -> Closed:
+        """Open blocks of a partition, as if silence ended them at `trigger`. Changes nothing."""
+        n = len(self.names)
+        slots = np.flatnonzero(self.live[:n] & (self.partition[:n] == partition) & (self.span_rows[:n] > 0))
+        stop = slots * self.stride + self.end[slots]
+        triggers = np.full(len(slots), trigger, np.int64)
+        return Closed(slots, triggers, stop - self._open_rows(slots), stop, np.ones(len(slots), bool))
+
     def _nothing(self, duplicates: int = 0) -> Pushed:
         none, no = np.empty(0, np.int64), np.empty(0, bool)
         return Pushed(

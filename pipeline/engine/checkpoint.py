@@ -13,8 +13,8 @@ LIMIT_BYTES = 4096  # Kafka's offset.metadata.max.bytes
 
 
 class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={
-    "version": "v", "mark": "m", "mark_time": "t", "until": "u", "epoch": "e", "digests": "d", "crashes": "c",
-    "crash_offset": "o",
+    "version": "v", "mark": "m", "mark_time": "t", "until": "u", "epoch": "e", "digests": "d", "attempts": "c",
+    "attempt_end": "o", "crashed": "x",
 }):
     """State of one partition as of its committed offset.
 
@@ -23,7 +23,9 @@ class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     until     : nobody emits a trigger at or beyond it without committing first.
     epoch     : which entries of `narrows.state` belong to this commit.
     digests   : stream -> digest that scores from this commit on.
-    crashes, crash_offset : how often a worker died at a place, for the record that kills whoever reads it.
+    attempts  : how often work on what follows was begun and not ended, the present time included; see `Attempts`.
+    attempt_end : how far that work reaches, exclusive; -1: to `until`.
+    crashed   : offsets from the mark on of records that kill whoever reads them: a replay leaves them out again.
     """
 
     mark: int
@@ -31,13 +33,20 @@ class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     until: int
     epoch: str
     digests: dict[str, str]
-    crashes: int = 0
-    crash_offset: int = -1
+    attempts: int = 0
+    attempt_end: int = -1
+    crashed: tuple[int, ...] = ()
     version: int = VERSION
 
     def encode(self) -> str:
-        """As commit metadata. Raises StopWorker where too many streams share the topic."""
+        """As commit metadata. Raises StopWorker where too many streams share the topic, or too many records crash."""
         text = msgspec.json.encode(self).decode()
+        if len(text) > LIMIT_BYTES and len(self.crashed) > len(self.digests):
+            raise StopWorker(
+                f"commit metadata of {len(text)} bytes is over Kafka's {LIMIT_BYTES}: {len(self.crashed)} records "
+                "from the mark on ended a worker three times each (see the dead letters with reason `crashed`): that "
+                "is a fault of the worker, not of records; mend it first"
+            )
         if len(text) > LIMIT_BYTES:
             raise StopWorker(
                 f"commit metadata of {len(text)} bytes is over Kafka's {LIMIT_BYTES}: {len(self.digests)} streams "

@@ -62,6 +62,10 @@ SYMBOLS: tuple[Symbol, ...] = (
         "a last commit, then the state goes",
     ),
     Symbol(
+        f"{_CONSUMER}.on_stop", "45b1d2210ce2",
+        "the last commit says that nothing is in work any more",
+    ),
+    Symbol(
         f"{_DRIVER}:Consumer._new_consumer_thread", "0870ec53dea7",
         "to put our thread in",
     ),

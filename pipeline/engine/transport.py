@@ -8,6 +8,7 @@ that the log does not have. `expect` holds the next offset of each partition; a 
 a seek back, one that begins earlier is trimmed. Every override is named, with its reason, in `overrides.py`.
 """
 
+import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Mapping
@@ -26,6 +27,8 @@ __all__ = ["TP", "BatchConsumer", "Begin", "Fetched", "Keeper", "Settings", "Tra
 
 log = logging.getLogger(__name__)
 
+COMMIT_WITHIN_S = 2.0   # less than a keeper waits before it lets a partition go
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Begin:
@@ -39,13 +42,15 @@ class Begin:
 class Fetched(NamedTuple):
     """Records of one partition from one poll, in log order, of the assignment that began at `begin`.
 
-    end : the partition's high watermark, -1 unknown.
+    end   : the partition's high watermark, -1 unknown.
+    since : the offset that these records follow on: nothing lies between in the log.
     """
 
     tp: TP
     records: Records
     end: int
     begin: Begin
+    since: int
 
 
 class Keeper(Protocol):
@@ -56,6 +61,9 @@ class Keeper(Protocol):
 
     async def drop(self, tps: Iterable[TP]) -> None:
         """These partitions are being taken away: commit what can be, then forget them."""
+
+    async def rest(self) -> None:
+        """An orderly end: commit what can be, and that nothing is in work any more."""
 
 
 class Settings(NamedTuple):
@@ -87,7 +95,8 @@ class Thread(driver.AIOKafkaConsumerThread):
             return False
         wanted = {driver.ensure_aiokafka_TP(tp): OffsetAndMetadata(*commit) for tp, commit in offsets.items()}
         try:
-            await consumer.commit(wanted)
+            # aiokafka tries again for ever, in the next generation too, where an old commit would turn things back.
+            await asyncio.wait_for(consumer.commit(wanted), COMMIT_WITHIN_S)
         except Exception as error:  # a refused commit is no crash: the next owner goes on from the last one
             log.warning("commit refused: %r", error)
             return False
@@ -188,7 +197,7 @@ class BatchConsumer(driver.Consumer):
                 continue
             self._expect[tp] = int(found.offset[-1]) + 1
             end = self.highwater(tp)
-            polls[tp.topic].append(Fetched(tp, found, -1 if end is None else end, self.begun[tp]))
+            polls[tp.topic].append(Fetched(tp, found, -1 if end is None else end, self.begun[tp], expected))
         for topic, fetched in polls.items():
             tp, last = fetched[0].tp, fetched[0].records
             yield tp, ConsumerMessage(
@@ -209,6 +218,9 @@ class BatchConsumer(driver.Consumer):
 
     async def force_commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
         return await self.settings.keeper.commit()
+
+    async def on_stop(self) -> None:
+        await self.settings.keeper.rest()
 
     async def commit_now(self, commits: Mapping[TP, tuple[int, str]]) -> bool:
         """Commit (next, metadata) of each partition; True once the broker has acknowledged."""

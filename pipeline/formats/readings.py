@@ -35,6 +35,7 @@ class Reason(enum.IntEnum):
     NO_CHANNEL = 12  # not one scored channel has a value
     MALFORMED = 13  # not MessagePack, CBOR or an Arrow stream, or one that is cut or followed by more
     TOO_MANY_ROWS = 14  # more rows in one record than their names can tell apart
+    CRASHED = 100  # no decoder says so: a worker died three times with nothing but this record in work
 
     @property
     def code(self) -> str:

@@ -383,11 +383,7 @@ class WideDecoder(RecordDecoder):
     def _small_enough(self, records: Records) -> Records:
         """With values beyond `max_bytes` taken out: they are left to who names their reason."""
         size = records.value[:, 1] - records.value[:, 0]
-        if not (size > self.spec.max_bytes).any():
-            return records
-        value = records.value.copy()
-        value[size > self.spec.max_bytes, 0] = -1
-        return Records(records.raw, records.offset, records.timestamp, records.key, value)
+        return records.without(np.flatnonzero(size > self.spec.max_bytes))
 
     def decode(
         self, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None, record_ts_ms: Int

@@ -7,7 +7,7 @@ there, whatever the batches were, wherever it was started again. Law: tests/laws
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -225,6 +225,17 @@ class Stream:
         """Between batches: free the slots of devices that fell silent."""
         for slot in self.rows.settle():
             self._forget(slot)
+
+    def still_open(self, partition: int, trigger: int) -> Result:
+        """Blocks and episodes that silence would end now, with `trigger` as its record. Changes nothing."""
+        model, result, none = self._models[partition], Result(), np.empty(0, np.int64)
+        closed, latent = self.rows.still_open(partition, trigger), np.empty((0, model.session.latent), np.float32)
+        self._blocks(model, closed, none, none, none, none, none, latent, result)
+        for event in self.verdicts.open_episodes():
+            if self.rows.partition[event.slot] == partition and self.rows.live[event.slot]:
+                ended = replace(event, kind="closed", trigger=trigger, row=-1, score=0.0)
+                result.alarms.append(Alarm(ended, model.digest, model.scorer.threshold, event.end_ts))
+        return result
 
     def _score(self, pushed: Pushed, result: Result) -> None:
         if pushed.late:

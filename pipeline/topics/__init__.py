@@ -15,9 +15,9 @@ from pipeline.topics.reader import (
     read_tails,
     read_topic,
 )
+from pipeline.topics.rights import check_rights
 
 __all__ = [
-    "TOPICS", "Feedback", "Record", "Settings", "Topic", "begin_offsets", "check", "create", "describe", "end_offsets",
-    "grow",     "newest_by_key", "offsets_at", "partitions_of", "read_range", "read_tails",
-    "read_topic",
+    "TOPICS", "Feedback", "Record", "Settings", "Topic", "begin_offsets", "check", "check_rights", "create", "describe",
+    "end_offsets", "grow", "newest_by_key", "offsets_at", "partitions_of", "read_range", "read_tails", "read_topic",
 ]

@@ -35,7 +35,7 @@ class Group(msgspec.Struct, frozen=True):
 def committed(settings: Settings, group: str) -> dict[tuple[str, int], Committed]:
     """Every commit of a group, by topic and partition."""
     with admin_client(settings) as admin:
-        held: Mapping[Any, Any] = _patiently(lambda: admin.list_group_offsets({group: None})).get(group, {})
+        held: Mapping[Any, Any] = patiently(lambda: admin.list_group_offsets({group: None})).get(group, {})
     return {
         (place.topic, place.partition): Committed(at.offset, at.metadata or "")
         for place, at in held.items() if at.offset >= 0
@@ -45,7 +45,7 @@ def committed(settings: Settings, group: str) -> dict[tuple[str, int], Committed
 def describe_group(settings: Settings, group: str) -> Group:
     """Members and state of a group."""
     with admin_client(settings) as admin:
-        facts = _patiently(lambda: admin.describe_groups([group]))[group]
+        facts = patiently(lambda: admin.describe_groups([group]))[group]
     return Group(len(facts.get("members") or ()), str(facts.get("group_state") or "Dead"))
 
 
@@ -55,14 +55,15 @@ def move(settings: Settings, group: str, offsets: Mapping[tuple[str, int], int])
         raise BadInput(f"group {group} has {members} workers running: stop them first")
     wanted = {TopicPartition(*place): OffsetAndMetadata(offset, "", -1) for place, offset in offsets.items()}
     with admin_client(settings) as admin:
-        said: Mapping[Any, Any] = _patiently(lambda: admin.alter_group_offsets(group, wanted))
+        said: Mapping[Any, Any] = patiently(lambda: admin.alter_group_offsets(group, wanted))
     for place, error in said.items():
         if getattr(error, "errno", 0):
             name = getattr(for_code(error.errno), "__name__", error)
             raise Unreachable(f"Kafka did not move {place.topic}[{place.partition}] of group {group}: {name}")
 
 
-def _patiently(ask: Callable[[], Found]) -> Found:
+def patiently(ask: Callable[[], Found]) -> Found:
+    """The answer, asked again while the broker has not settled who keeps the group."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:

@@ -11,10 +11,9 @@ from typer.testing import CliRunner
 from pipeline import topics
 from pipeline.cli.main import app
 from pipeline.sinks import Anomaly, read_anomaly
-from tests.support.logs import make_log
+from tests.support.logs import make_log, poisoned
 from tests.support.models import small_contract, write_small_bundle
-from tests.support.oracle import Record
-from tests.support.world import World
+from tests.support.world import World, until
 
 # The bound is zero so that blocks give back every bit and compare with the oracle's.
 CONTRACT = small_contract(channels=3)
@@ -74,30 +73,37 @@ def test_a_restart_goes_on_where_the_commit_stands(world: World) -> None:
     world.check()
 
 
-POISON = [
-    (None, "tombstone"), (b"", "bad_json"), (b"\xff\xfe", "bad_utf8"), (b"[1,2]", "wrong_type"), (b"17", "wrong_type"),
-    (b'{"device":"x","ts":1,"values":{"c0":"high"}}', "wrong_type"),
-    (b'{"device":"x","ts":1,"values":{"c0":NaN}}', "not_finite"),
-    (b'{"device":"x","ts":1,"values":{"c0":1e39}}', "overflow"),
-    (b'{"device":"x","ts":99999999999999999999,"values":{"c0":1}}', "bad_time"),
-    (b'{"device":"x","ts":-5,"values":{"c0":1}}', "bad_time"),
-    (b'{"device":"x","ts":4000000000000,"values":{"c0":1}}', "future"),
-    (b'{"device":"x","ts":1000,"values":{"other":1}}', "no_channel"),
-    (b'{"device":"x","ts":1000,"values":{"c0":null,"c1":null,"c2":null}}', "no_channel"),
-    (b'{"device":"","ts":1000,"values":{"c0":1}}', "no_device"),
-    # Three records that only joined make valid JSON.
-    (b'{"device":"x","ts":1000,"values":{"c0":1}', "bad_json"), (b"}", "bad_json"), (b"{}", "no_channel"),
-    (b'{"device":"x","values":' + b"[" * 100_000, "too_deep"),
-    (b'{"device":"x","ts":1000,"pad":"' + b"a" * 900_000 + b'"}', "too_large"),
-]
+def test_what_an_idle_partition_has_open_is_written_once_as_provisional_until_the_log_goes_on(
+    kafka: Any, tmp_path: Path
+) -> None:
+    contract = msgspec.structs.replace(lossless(), max_gap_ms=2_000, allowance_ms=500)
+    bundles = [write_small_bundle(tmp_path / "b0", contract, 0, 0.7)]
+    world = World(tmp_path, kafka.bootstrap, contract, bundles, partitions=1, worker={"idle_after_s": 0.2})
+    log = make_log(7, 500)
+
+    def provisional() -> list[tuple[str, str, Any]]:
+        return world.read()[0].provisional
+
+    try:
+        for stretch in (log[:300], log[300:320], log[320:]):
+            before = len(provisional())
+            world.produce([stretch])
+            if not world.workers:
+                world.start()
+            world.wait()
+            until(lambda before=before: len(provisional()) > before, 60, "provisional outputs")
+        assert world.stop(world.workers[0]) == 0
+        totals = world.check()
+        assert totals["repeated"] == 0
+        told = [(kind, name, content) for kind, name, content in provisional() if kind == "block"]
+        assert len(set(told)) == len(told)
+        assert {kind for kind, *_ in provisional()} >= {"block", "features"}
+    finally:
+        world.close()
 
 
 def test_poison_goes_to_the_dead_letters_and_costs_only_itself(world: World) -> None:
-    log = make_log(5)
-    for i, (raw, reason) in enumerate(POISON):
-        at = 60 * (i + 1)
-        log.insert(at, Record(0, log[at].time, f"p{i}", 0, None, raw, reason))
-    world.produce([log, make_log(6)])
+    world.produce([poisoned(make_log(5)), make_log(6)])
     child = world.start()
     world.wait()
     assert world.stop(child) == 0

@@ -4,6 +4,24 @@ import numpy as np
 
 from tests.support.oracle import Record
 
+# (value, reason) of records that nobody can read.
+POISON: list[tuple[bytes | None, str]] = [
+    (None, "tombstone"), (b"", "bad_json"), (b"\xff\xfe", "bad_utf8"), (b"[1,2]", "wrong_type"), (b"17", "wrong_type"),
+    (b'{"device":"x","ts":1,"values":{"c0":"high"}}', "wrong_type"),
+    (b'{"device":"x","ts":1,"values":{"c0":NaN}}', "not_finite"),
+    (b'{"device":"x","ts":1,"values":{"c0":1e39}}', "overflow"),
+    (b'{"device":"x","ts":99999999999999999999,"values":{"c0":1}}', "bad_time"),
+    (b'{"device":"x","ts":-5,"values":{"c0":1}}', "bad_time"),
+    (b'{"device":"x","ts":4000000000000,"values":{"c0":1}}', "future"),
+    (b'{"device":"x","ts":1000,"values":{"other":1}}', "no_channel"),
+    (b'{"device":"x","ts":1000,"values":{"c0":null,"c1":null,"c2":null}}', "no_channel"),
+    (b'{"device":"","ts":1000,"values":{"c0":1}}', "no_device"),
+    # Three records that only joined make valid JSON.
+    (b'{"device":"x","ts":1000,"values":{"c0":1}', "bad_json"), (b"}", "bad_json"), (b"{}", "no_channel"),
+    (b'{"device":"x","values":' + b"[" * 100_000, "too_deep"),
+    (b'{"device":"x","ts":1000,"pad":"' + b"a" * 900_000 + b'"}', "too_large"),
+]
+
 
 def make_log(seed: int, records: int = 1500, channels: int = 3) -> list[Record]:
     """Devices of many kinds: steady, slow, vanishing, bursting, sending again, with wrong clocks; records rejected."""
@@ -48,4 +66,15 @@ def make_log(seed: int, records: int = 1500, channels: int = 3) -> list[Record]:
             log.append(Record(offset, time, name, ts, values))
             sent[name].append((ts, values))
         offset += 1 if rng.random() < 0.95 else int(rng.integers(2, 6))   # compaction leaves holes
+    return log
+
+
+def poisoned(log: list[Record], every: int = 60) -> list[Record]:
+    """The log with each kind of poison in it, `every` so many records; three of them stand side by side."""
+    log = list(log)
+    for i, (raw, reason) in enumerate(POISON):
+        at = every * (i + 1)
+        log.insert(at, Record(0, log[at].time, f"p{i}", 0, None, raw, reason))
+    pieces = (b'{"device":"x","ts":1000,', b'"values":{"c0":', b"1}}")
+    log[every // 2 : every // 2] = [Record(0, log[every].time, "q", 0, None, piece, "bad_json") for piece in pieces]
     return log

@@ -53,12 +53,13 @@ class Device:
 @dataclass
 class Expected:
     """scores: offset -> (device, late, ts, score bits, is_anomaly, episode offset); blocks: first offset -> ...;
-    alarms: (trigger, device, late, kind) -> ..."""
+    alarms: (trigger, device, late, kind) -> ...; open: blocks that nothing has closed"""
 
     scores: dict[int, tuple[object, ...]] = field(default_factory=dict)
     blocks: dict[tuple[bool, int], tuple[object, ...]] = field(default_factory=dict)
     alarms: dict[tuple[object, ...], tuple[object, ...]] = field(default_factory=dict)
     duplicates: int = 0
+    open: dict[tuple[bool, int], tuple[object, ...]] = field(default_factory=dict)   # first offset -> (ts, values)
 
 
 def expected(records: list[Record], contract: Contract, model: Model | Callable[[int], Model]) -> Expected:
@@ -158,6 +159,12 @@ def expected(records: list[Record], contract: Contract, model: Model | Callable[
             record.device, late, record.ts, np.float32(score).tobytes(), bool(verdict.is_anomaly[0]),
             int(verdict.episode_offset[0]),
         )
+    for device in devices.values():
+        for late, lane in ((False, device.main), (True, device.late)):
+            if lane is not None and lane.block:
+                out.open[late, lane.block[0].offset] = (
+                    tuple(r.ts for r in lane.block), b"".join(r.values.tobytes() for r in lane.block),
+                )
     return out
 
 

@@ -9,7 +9,9 @@ import signal
 import time
 from collections.abc import Callable
 
+from pipeline.engine.attempts import DEADLY
 from pipeline.local import LocalKafka
+from tests.support.logs import make_log, poisoned
 from tests.support.world import World, until
 
 Counts = dict[str, float]
@@ -20,13 +22,24 @@ def commit_beyond(world: World, offset: int = 0, limit_s: float = 90) -> float:
     return until(lambda: sum(world.committed().values()) > offset, limit_s, f"a commit ({world.tail()})")
 
 
+def serving_again(world: World, before: dict[int, int], limit_s: float = 120) -> float:
+    """Until every partition has moved on from these commits, or is done; the seconds."""
+    def claim() -> bool:
+        now = world.committed()
+        return all(
+            now.get(p, 0) > before.get(p, 0) or now.get(p, 0) >= len(log) for p, log in enumerate(world.logs)
+        )
+
+    return until(claim, limit_s, f"every partition served again ({world.tail()})")
+
+
 def finish(world: World) -> Counts:
     """Wait for the end, stop whoever lives, compare."""
     world.wait(240)
     for child in world.workers:
         if child.poll() is None:
             world.stop(child)
-    return dict(world.check())
+    return dict(world.check()) | {"replayed": world.replayed()}
 
 
 def killed_with_swaps(world: World, seed: int, kills: int = 5) -> Counts:
@@ -41,9 +54,9 @@ def killed_with_swaps(world: World, seed: int, kills: int = 5) -> Counts:
         world.promote((turn + 1) % len(world.bundles))
         time.sleep(chance.uniform(0, 1.5))
         world.kill(child)
-        at = sum(world.committed().values())
+        before = world.committed()
         child = world.start("one")
-        back.append(0.0 if world.is_done() else commit_beyond(world, at))
+        back.append(serving_again(world, before))
     return finish(world) | {"back_s": max(back, default=0.0)}
 
 
@@ -66,10 +79,22 @@ def two_workers(world: World, seed: int) -> Counts:
     world.begins(second)
     world.promote(1)
     world.kill(first)
+    back = serving_again(world, world.committed())
     third = world.start()
     world.begins(third)
     code = world.stop(second)
     assert code == 0, f"SIGTERM ended with {code}: {world.tail()}"
+    return finish(world) | {"failover_s": back}
+
+
+def joined_before_any_commit(world: World, seed: int) -> Counts:
+    """Three workers join one after the other while none has committed, and one is killed as it begins."""
+    first, second = world.start(), world.start()
+    world.begins(first)
+    third = world.start()
+    world.kill(first)
+    world.begins(second)
+    world.kill(third)
     return finish(world)
 
 
@@ -102,6 +127,84 @@ def told_to_end(world: World, seed: int) -> Counts:
     return counts | {"sigterm_s": ended}
 
 
+def deadly_record(world: World, seed: int) -> Counts:
+    """One record ends every worker that computes with it, by an error or kill -9 by turns; a supervisor goes on."""
+    partition, place = 1, len(world.logs[1]) * 2 // 5 + seed % 100
+    at = next(one.offset for one in world.logs[partition][place:] if one.values is not None)
+    deaths = 0
+    child = world.start("one", DIES_AT=f"raise:{partition}:{at}")
+    while not world.is_done():
+        if child.poll() is not None:
+            deaths += 1
+            assert deaths <= DEADLY + 3, f"{deaths} workers died at one record: {world.tail()}"
+            child = world.start("one", DIES_AT=f"{'kill' if deaths % 2 else 'raise'}:{partition}:{at}")
+        time.sleep(0.2)
+    assert deaths > DEADLY, f"{deaths} deaths only: the record was not alone in work so often"
+    world.give_up(partition, at)
+    return finish(world) | {"deaths": deaths}
+
+
+def poison(world: World, seed: int) -> Counts:
+    """Tombstones, times beyond int64, pieces that only joined make valid JSON, and more, anywhere in a batch."""
+    world.start("one")
+    world.produce([poisoned(make_log(seed + 50, 1300)) for _ in world.logs])
+    return finish(world)
+
+
+def slow_agent(world: World, seed: int) -> Counts:
+    """Batches that take longer than the session, from a small buffer; a second worker joins meanwhile."""
+    first = world.start(SLOW_BATCHES="7,7")
+    world.begins(first)
+    second = world.start()
+    world.begins(second)
+    return finish(world)
+
+
+def output_too_large(world: World, seed: int) -> Counts:
+    """An output topic takes only small records: the worker ends and says so, and goes on once that is mended."""
+    blocks = f"{world.prefix}narrows.blocks"
+    world.configure(blocks, max_message_bytes="150")
+    for _ in range(2):
+        child = world.start("one")
+        code = child.wait(90)
+        told = world.tail()
+        assert code == 1, f"ended with {code}: {told}"
+        assert f"topic {blocks}: a record is larger than it takes; raise its max.message.bytes" in told, told
+    stood = world.committed()
+    assert all(stood.get(p, 0) < len(log) for p, log in enumerate(world.logs))
+    world.configure(blocks, max_message_bytes="")
+    world.start("one")
+    return finish(world)
+
+
+def writes_refused(world: World, seed: int) -> Counts:
+    """The broker refuses to write an output topic for a while: too few replicas are in sync."""
+    scores = f"{world.prefix}narrows.scores"
+    world.start("one")
+    commit_beyond(world)
+    world.configure(scores, min_insync_replicas="2")
+    time.sleep(5)
+    world.configure(scores, min_insync_replicas="")
+    revive(world)
+    return finish(world)
+
+
+def retention_took_the_mark(world: World, seed: int) -> Counts:
+    """What a replay would read is no longer in the log: devices begin cold, and nothing else is lost."""
+    child = world.start("one")
+    world.wait(240)
+    assert world.stop(child) == 0
+    begins = [len(log) for log in world.logs]
+    for partition, begin in enumerate(begins):
+        world.forget(partition, begin)
+    world.produce([make_log(seed + 60, 600) for _ in world.logs])
+    child = world.start("one")
+    world.wait(240)
+    assert world.stop(child) == 0
+    assert "are no longer in the log" in world.tail()
+    return dict(world.check_cold(begins))
+
+
 def broker_killed(world: World, seed: int, kafka: LocalKafka) -> Counts:
     """kill -9 of the only broker, which comes back with its data."""
     world.start("one")
@@ -111,7 +214,7 @@ def broker_killed(world: World, seed: int, kafka: LocalKafka) -> Counts:
     time.sleep(2)
     kafka.nodes[0].start()
     revive(world)
-    return {"back_s": commit_beyond(world, at, 180)} | finish(world)
+    return {"broker_back_s": commit_beyond(world, at, 180)} | finish(world)
 
 
 def broker_away(world: World, seed: int, kafka: LocalKafka, seconds: float = 20) -> Counts:
@@ -123,7 +226,7 @@ def broker_away(world: World, seed: int, kafka: LocalKafka, seconds: float = 20)
     time.sleep(seconds)
     kafka.nodes[0].start()
     revive(world)
-    return {"back_s": commit_beyond(world, at, 180)} | finish(world)
+    return {"broker_back_s": commit_beyond(world, at, 180)} | finish(world)
 
 
 def leader_change(world: World, seed: int, kafka: LocalKafka) -> Counts:
@@ -155,8 +258,17 @@ WORKERS: dict[str, Callable[[World, int], Counts]] = {
     "two workers: kill, join, SIGTERM": two_workers,
     "SIGSTOP past the session, SIGCONT": stopped_then_on,
     "SIGTERM under load": told_to_end,
+    "a record that kills": deadly_record,
+    "join before any commit": joined_before_any_commit,
+    "poison anywhere": poison,
+    "slow agent": slow_agent,
+    "output too large": output_too_large,
+    "writes refused for a while": writes_refused,
+    "retention took the mark": retention_took_the_mark,
 }
 BROKERS: dict[str, Callable[[World, int, LocalKafka], Counts]] = {
     "broker kill -9": broker_killed,
     "broker stopped": broker_away,
+    "leader change, three brokers": leader_change,
 }
+CLUSTERS = {"leader change, three brokers"}   # these need three brokers

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import msgspec
 import numpy as np
 import yaml
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka.admin import ConfigResource, ConfigResourceType
 
 from pipeline import codec, topics
 from pipeline.core.contract import Channel, Contract
@@ -24,7 +26,7 @@ from pipeline.core.ids import output_id
 from pipeline.registry.bundle import Bundle
 from pipeline.registry.store import Registry
 from pipeline.scoring.stream import Model
-from pipeline.sinks import read_anomaly, read_block_label, read_dead_letter, read_feature, read_score
+from pipeline.sinks import SeenOnce, read_anomaly, read_block_label, read_dead_letter, read_feature, read_score
 from tests.support.logs import make_log
 from tests.support.models import model_of, small_contract, write_small_bundle
 from tests.support.oracle import Expected, Record, expected
@@ -52,8 +54,15 @@ class Found:
     dead: dict[int, tuple[str, bytes | None]] = field(default_factory=dict)
     conflicts: int = 0
     repeated: int = 0
+    passed_twice: int = 0    # what the shipped de-duplicating reader would pass on a second time
+    seen: SeenOnce = field(default_factory=SeenOnce)
+    known: set[str] = field(default_factory=set)
+    provisional: list[tuple[str, str, Any]] = field(default_factory=list)   # (kind, id, content)
 
-    def put(self, into: dict[Any, Any], key: Any, value: Any) -> None:
+    def put(self, into: dict[Any, Any], key: Any, value: Any, name: str) -> None:
+        if self.seen.is_new(name):
+            self.passed_twice += name in self.known
+            self.known.add(name)
         if key in into:
             self.repeated += 1
             self.conflicts += into[key] != value
@@ -108,22 +117,30 @@ class World:
     def produce(self, logs: list[list[Record]]) -> None:
         """Write the records (offsets are given anew) and remember them as the oracle needs them."""
         producer = KafkaProducer(bootstrap_servers=self.bootstrap, acks="all", batch_size=1 << 18, linger_ms=20)
-        names = self.contract.names
         for partition, log in enumerate(logs):
             for record in log:
-                value = record.raw
-                if record.values is not None:
-                    numbers = {
-                        name: None if number != number else number
-                        for name, number in zip(names, record.values.astype(float).tolist(), strict=True)
-                    }
-                    value = json.dumps({"device": record.device, "ts": record.ts, "values": numbers}).encode()
                 producer.send(
-                    self.topic, value, key=record.device.encode(), partition=partition, timestamp_ms=record.time
+                    self.topic, self._raw(record), key=record.device.encode(), partition=partition,
+                    timestamp_ms=record.time,
                 )
                 self.logs[partition].append(replace(record, offset=len(self.logs[partition])))
         producer.flush()
         producer.close()
+
+    def _raw(self, record: Record) -> bytes | None:
+        """A record's value as it is written."""
+        if record.values is None:
+            return record.raw
+        numbers = {
+            name: None if number != number else number
+            for name, number in zip(self.contract.names, record.values.astype(float).tolist(), strict=True)
+        }
+        return json.dumps({"device": record.device, "ts": record.ts, "values": numbers}).encode()
+
+    def give_up(self, partition: int, offset: int) -> None:
+        """From now on the oracle knows this record as one that nobody could read and live."""
+        record = self.logs[partition][offset]
+        self.logs[partition][offset] = replace(record, values=None, raw=self._raw(record), reason="crashed")
 
     # ---------------------------------------------------------------- workers
 
@@ -161,6 +178,31 @@ class World:
                 with contextlib.suppress(ProcessLookupError):
                     child.kill()
                 child.wait()
+
+    def replayed(self) -> int:
+        """Most records behind its commit that one beginning of a partition read again."""
+        begun = re.compile(rb"begin \S+ at (\d+), replay from (\d+)")
+        places = [found for log in self.folder.glob("worker*.log") for found in begun.findall(log.read_bytes())]
+        return max((int(at) - int(mark) for at, mark in places), default=0)
+
+    def configure(self, name: str, **settings: str) -> None:
+        """Set a topic's configuration; an empty value takes a setting away. Underscores stand for dots."""
+        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap)
+        configs = {
+            key.replace("_", "."): ("SET", value) if value else ("DELETE", None) for key, value in settings.items()
+        }
+        try:
+            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs)])
+        finally:
+            admin.close()
+
+    def forget(self, partition: int, before: int) -> None:
+        """The log's beginning, as retention takes it away."""
+        admin = KafkaAdminClient(bootstrap_servers=self.bootstrap)
+        try:
+            admin.delete_records({TopicPartition(self.topic, partition): before})
+        finally:
+            admin.close()
 
     def committed(self) -> dict[int, int]:
         """Committed offset of each partition, 0 where there is none."""
@@ -208,30 +250,57 @@ class World:
             one.put(one.outputs.scores, score.offset, (
                 score.device, score.lane == "late", score.ts, np.float32(score.score).tobytes(), score.is_anomaly,
                 score.episode_id,
-            ))
-            one.put(one.digest_at, score.offset, score.digest)
+            ), score.id)
+            assert one.digest_at.setdefault(score.offset, score.digest) == score.digest, "two digests at one offset"
         models = codec_models(self.bootstrap, self.prefix)
         for one, _, record in records("blocks"):
             label = read_block_label(record.headers)
             rows = [codec.decode_block(data, models) for data in codec.unpack_frame(record.value or b"")]
             assert len(rows) == 1
+            if not label.final:
+                one.provisional.append((
+                    "block", label.id, (tuple(rows[0].ts_ms.tolist()), rows[0].values.tobytes())  # type: ignore[union-attr]
+                ))
+                continue
             one.put(one.outputs.blocks, label.id, (
                 label.device, label.lane == "late", label.trigger, tuple(rows[0].ts_ms.tolist()),  # type: ignore[union-attr]
                 rows[0].values.tobytes(), label.digest,
-            ))
+            ), label.id)
         for one, _, record in records("features"):
             feature = read_feature(record.value or b"")
-            one.put(one.features, feature.id, np.array(feature.latent, np.float32).tobytes())
+            if not feature.final:
+                one.provisional.append(("features", feature.id, None))
+                continue
+            one.put(one.features, feature.id, np.array(feature.latent, np.float32).tobytes(), feature.id)
         for one, _, record in records("anomalies"):
             anomaly = read_anomaly(record.value or b"")
+            if not anomaly.final:
+                one.provisional.append((anomaly.state, anomaly.id, anomaly.episode_id))
+                continue
             one.put(one.outputs.alarms, anomaly.id, (
                 anomaly.state, anomaly.device, anomaly.lane == "late", anomaly.trigger, anomaly.window_start,
                 anomaly.window_end, anomaly.peak, anomaly.episode_id,
-            ))
+            ), anomaly.id)
         for one, _, record in records("dead-letters"):
             letter = read_dead_letter(record.headers)
-            one.put(one.dead, letter.offset, (letter.reason, record.value))
+            one.put(one.dead, letter.offset, (letter.reason, record.value), letter.id)
         return found
+
+    def check_cold(self, begins: list[int]) -> dict[str, int]:
+        """Scores from `begins` on, by partition, are those of devices that nobody knew before."""
+        scores = 0
+        for found, log, begin in zip(self.read(), self.logs, begins, strict=True):
+            digests = set(found.digest_at.values())
+            assert len(digests) == 1
+            want = expected(log[begin:], self.contract, self.models[digests.pop()])
+            same(
+                {offset: score[3] for offset, score in want.scores.items()
+                 if not np.isnan(np.frombuffer(score[3], np.float32)[0])},  # type: ignore[call-overload]
+                {offset: score[3] for offset, score in found.outputs.scores.items() if int(offset) >= begin},
+                "scores after a cold start",
+            )
+            scores += len(found.outputs.scores)
+        return {"scores": scores}
 
     def check(self) -> dict[str, int]:
         """Compare with the oracle, ids and contents. Returns counts; raises AssertionError where anything differs."""
@@ -248,7 +317,8 @@ class World:
                 offset: (*score[:5], self._id(partition, "episode", score[1], score[5]) if score[5] >= 0 else None)  # type: ignore[operator]
                 for offset, score in want.scores.items() if not np.isnan(np.frombuffer(score[3], np.float32)[0])  # type: ignore[call-overload]
             }
-            assert found.conflicts == 0, f"{found.conflicts} ids have two contents"
+            if found.conflicts:
+                raise Differs(f"{found.conflicts} ids have two contents", 0, found.conflicts)
             same(scored, found.outputs.scores, "scores")
             same(
                 {self._id(partition, "block", late, first): (
@@ -270,11 +340,31 @@ class World:
             same({
                 record.offset: (record.reason, record.raw) for record in log if record.values is None
             }, found.dead, "dead letters")
+            self._check_provisional(partition, found, want)
+            totals["provisional"] += len(found.provisional)
             for name, size in (("scores", len(scored)), ("blocks", len(want.blocks)), ("alarms", len(want.alarms)),
-                               ("features", len(found.features)), ("repeated", found.repeated), ("records", len(log))):
+                               ("features", len(found.features)), ("repeated", found.repeated),
+                               ("passed_twice", found.passed_twice), ("dead", len(found.dead)), ("records", len(log))):
                 totals[name] += size
         assert totals["scores"] > 100
         return dict(totals)
+
+    def _check_provisional(self, partition: int, found: Found, want: Expected) -> None:
+        """Each names a block or an episode of the log, and says no more than the log does."""
+        blocks = {self._id(partition, "block", late, first): (ts, values)
+                  for (late, first), (_, _, _, ts, values, _) in want.blocks.items()}
+        blocks |= {self._id(partition, "block", late, first): rows for (late, first), rows in want.open.items()}
+        features = {self._id(partition, "features", late, first) for late, first in [*want.blocks, *want.open]}
+        episodes = {content[7] for content in found.outputs.alarms.values() if content[0] == "opened"}
+        for kind, name, content in found.provisional:
+            if kind == "block":
+                (ts, values), (all_ts, all_values) = content, blocks[name]
+                assert ts == all_ts[: len(ts)]
+                assert values == all_values[: len(values)], "a provisional block that the log contradicts"
+            elif kind == "features":
+                assert name in features
+            else:
+                assert (kind, content in episodes) == ("closed", True), (kind, content)
 
     def _stored(self, model: Model, ts_ms: Any, values: Any) -> bytes:
         """What a block gives back of these rows: themselves, within the contract's bounds."""
@@ -304,7 +394,7 @@ class World:
 
 def small_world(
     folder: Path, bootstrap: str, seed: int, records: int = 2500, slow_ms: int = 60, replicas: int = -1,
-    partitions: int = 2,
+    partitions: int = 2, **worker: Any,
 ) -> World:
     """Devices of all kinds on two partitions, lossless blocks, and a worker slow enough to be caught at work."""
     contract = small_contract()
@@ -313,7 +403,7 @@ def small_world(
     bundles = [write_small_bundle(folder / f"b{number}", contract, number, 0.7) for number in range(3)]
     world = World(
         folder, bootstrap, contract, bundles, partitions, slow_ms=slow_ms, replicas=replicas,
-        worker={"max_poll_records": 60, "commit_interval_s": 0.4, "session_timeout_s": 6.0},
+        worker={"max_poll_records": 60, "commit_interval_s": 0.4, "session_timeout_s": 6.0, **worker},
     )
     world.produce([make_log(seed + number, records) for number in range(partitions)])
     return world
@@ -355,6 +445,14 @@ def codec_models(bootstrap: str, prefix: str) -> dict[str, codec.CodecModel]:
     }
 
 
+class Differs(AssertionError):
+    """What was written is not what the log causes. lost, wrong : outputs; what nothing causes is wrong."""
+
+    def __init__(self, story: str, lost: int, wrong: int) -> None:
+        super().__init__(story)
+        self.lost, self.wrong = lost, wrong
+
+
 def same(want: dict[Any, Any], found: dict[Any, Any], what: str) -> None:
     """Equal, with a short story where not."""
     lost, extra = want.keys() - found.keys(), found.keys() - want.keys()
@@ -362,4 +460,4 @@ def same(want: dict[Any, Any], found: dict[Any, Any], what: str) -> None:
     told = [(key, want[key], found[key]) for key in wrong[:2]] or sorted(lost | extra, key=str)[:3]
     story = f"{what}: {len(lost)} lost, {len(extra)} extra, {len(wrong)} wrong of {len(want)}: {told}"[:1000]
     if lost or extra or wrong:
-        raise AssertionError(story)   # not an `assert`: its report would print whole records
+        raise Differs(story, len(lost), len(extra) + len(wrong))   # no `assert`: it would print whole records

@@ -10,6 +10,7 @@ from pipeline.agent import Agent
 from pipeline.core.records import Records
 from pipeline.engine.checkpoint import Checkpoint, read_checkpoint
 from pipeline.engine.transport import TP, Begin, Fetched
+from pipeline.errors import StopWorker
 
 TP0 = TP("t", 0)
 FakeModel = namedtuple("FakeModel", "digest")
@@ -102,7 +103,7 @@ def make_agent(world: World, wanted: dict[str, str]) -> tuple[Agent, FakeModels]
 
 def fetched(world: World, first: int, last: int) -> list[Fetched]:
     records = Records.of((offset, offset, None, b"") for offset in range(first, last + 1))
-    return [Fetched(TP0, records, last + 1, world.begin)]
+    return [Fetched(TP0, records, last + 1, world.begin, first)]
 
 
 def outputs_before_their_commit(world: World) -> list[tuple[Any, ...]]:
@@ -207,3 +208,45 @@ async def test_a_partition_taken_away_while_its_state_is_read_is_not_begun():
     world.while_reading = lambda: None
     await agent.take(fetched(world, 50, 59))
     assert [facts[1] for what, *facts in world.happened if what == "output"] == list(range(50, 60))
+
+
+async def test_a_partition_taken_away_in_a_careful_step_is_committed_no_further_than_it_was_worked_on():
+    world = World(Checkpoint(0, 0, 5_000, "e", {"a": "one"}, attempts=1), 0)
+    agent, _ = make_agent(world, {"a": "one"})
+    found = fetched(world, 0, 199)
+    deliver = world.deliver
+
+    async def deliver_until_revoked(outputs):
+        await deliver(outputs)
+        if any(offset >= 50 for _, offset, _ in outputs):
+            world.begin = None
+
+    world.deliver = deliver_until_revoked
+    await agent.take(found)
+    written = [facts[1] for what, *facts in world.happened if what == "output"]
+    assert written == list(range(written[-1] + 1))
+    assert 50 <= written[-1] < 60
+    assert max(facts[0] for what, *facts in world.happened if what == "commit") <= written[-1] + 1
+
+
+async def test_records_that_never_reached_the_agent_end_the_worker():
+    world = World(None, 0)
+    agent, _ = make_agent(world, {"a": "one"})
+    await agent.take(fetched(world, 0, 9))
+    with pytest.raises(StopWorker, match="from 10 to 20 went astray"):
+        await agent.take(fetched(world, 20, 29))
+    assert max(facts[1] for what, *facts in world.happened if what == "output") == 9
+
+
+async def test_a_commit_whose_partition_was_taken_away_while_its_state_was_written_is_not_sent():
+    world = World(None, 0)
+    agent, _ = make_agent(world, {"a": "one"})
+    await agent.take(fetched(world, 0, 9))
+    del world.happened[:]
+
+    async def taken_away(outputs):
+        agent._drop(TP0)
+
+    world.deliver = taken_away
+    assert not await agent.commit()
+    assert world.happened == []

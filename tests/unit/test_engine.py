@@ -1,6 +1,7 @@
 """Checkpoints, the watchdog and delivery, without a broker."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ from aiokafka.errors import MessageSizeTooLargeError, UnknownTopicOrPartitionErr
 
 from pipeline.engine.checkpoint import Checkpoint, read_checkpoint
 from pipeline.engine.deliver import deliver
-from pipeline.engine.watchdog import Seen, Watchdog
-from pipeline.errors import StopWorker
+from pipeline.engine.watchdog import Pulse, Seen, Watchdog
+from pipeline.errors import LoopStalled, NoAssignment, Stalled, StopWorker
 from pipeline.sinks import Record
 
 CHECKPOINT = Checkpoint(5, 1_700_000_000_000, 900, "ab12", {"pump": "0" * 64})
@@ -41,6 +42,12 @@ def test_more_streams_than_metadata_holds_are_refused() -> None:
         crowd.encode()
 
 
+def test_more_deadly_records_than_metadata_holds_are_told_as_a_fault_of_the_worker() -> None:
+    crowd = Checkpoint(0, 0, 0, "e", {"pump": "0" * 64}, crashed=tuple(range(10_000, 11_000)))
+    with pytest.raises(StopWorker, match=r"1000 records .* is a fault of the worker"):
+        crowd.encode()
+
+
 def seen(at: float, position: int = 0, lag: int = 10, assigned: int = 1, joining: bool = False) -> Seen:
     return Seen(at, position, lag, assigned, joining)
 
@@ -48,7 +55,9 @@ def seen(at: float, position: int = 0, lag: int = 10, assigned: int = 1, joining
 def test_records_that_wait_without_progress_are_a_stall() -> None:
     dog = Watchdog(10)
     assert [dog.look(seen(at)) for at in (0, 5, 10)] == [None, None, None]
-    assert "10 records wait" in (dog.look(seen(11)) or "")
+    stalled = dog.look(seen(11))
+    assert "10 records wait" in str(stalled)
+    assert stalled.exit_code == 5   # type: ignore[union-attr]
 
 
 def test_progress_idleness_and_no_partitions_are_no_stall() -> None:
@@ -61,7 +70,26 @@ def test_progress_idleness_and_no_partitions_are_no_stall() -> None:
 def test_a_rebalance_that_never_ends_is_a_stall() -> None:
     dog = Watchdog(10)
     assert dog.look(seen(0, joining=True, assigned=0)) is None
-    assert "rebalance" in (dog.look(seen(11, joining=True, assigned=0)) or "")
+    stalled = dog.look(seen(11, joining=True, assigned=0))
+    assert "rebalance" in str(stalled)
+    assert stalled.exit_code == 7   # type: ignore[union-attr]
+
+
+def test_a_loop_that_stands_still_is_a_stall_and_one_that_beats_or_has_not_begun_is_none() -> None:
+    ended: list[Stalled] = []
+    over = threading.Event()
+    pulse = Pulse(0.05, lambda why: (ended.append(why), over.set())[1], look_every_s=0.01)   # type: ignore[func-returns-value]
+    pulse.start()
+    assert not over.wait(0.1)
+    pulse.beat()
+    assert over.wait(10)
+    assert [type(why) for why in ended] == [LoopStalled]
+    assert "stood still" in str(ended[0])
+
+
+def test_each_reason_to_end_has_an_exit_code_of_its_own() -> None:
+    codes = [error.exit_code for error in (Stalled, LoopStalled, NoAssignment, StopWorker)]
+    assert len({*codes, 0, 2, 3, 4}) == len(codes) + 4
 
 
 class Batch:

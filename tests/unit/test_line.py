@@ -15,7 +15,7 @@ from pipeline.engine.transport import TP
 from pipeline.formats import Format
 from pipeline.formats.encode import encode_table
 from pipeline.line import Line, OutputTopics
-from pipeline.sinks import Record
+from pipeline.sinks import Record, read_block_label
 from tests.support.models import small_contract, small_model
 
 Raw = namedtuple("Raw", "offset timestamp key value")
@@ -131,3 +131,38 @@ def test_streams_of_one_topic_tell_arrow_records_of_many_rows_apart():
     assert dead_letters(lines, [table(2, ["b1", "b2"], x=[1, np.inf])]) == [("b", "overflow")]
     assert lines[0].stream.rows.names == ["a1", "a2"]
     assert lines[1].stream.rows.names == ["b1", "b2"]
+
+
+def test_a_record_that_kills_is_one_dead_letter_with_its_raw_bytes_and_nobody_looks_at_it():
+    lines = [make_line("a", small_contract(2), "a"), make_line("b", small_contract(2), "b", takes_nameless=False)]
+    records = [reading(step, "b1", 1_000 * step, {"c0": 1.0, "c1": 2.0}) for step in range(30)]
+    one = batch(records)[0]
+    one.crashed = frozenset({12})
+    before = batch(records)[0]
+    before.emit_from, before.crashed = 13, frozenset({12})
+    outputs = [output for line in lines for output in line.take([one])]
+    dead = [output for output in outputs if output.topic == "dead"]
+    assert [(output.value, dict(output.headers)["reason"]) for output in dead] == [(records[12].value, b"crashed")]
+    scored = {msgspec.json.decode(output.value)["offset"] for output in outputs if output.topic == "scores"}
+    assert scored == {*range(7, 30)} - {12}
+    replay = make_line("a", small_contract(2))
+    replay.assign(0, small_model(small_contract(2)), 13, -1, {})
+    assert not [output for output in replay.take([before]) if output.topic == "dead"]   # delivered long ago
+
+
+def test_provisional_outputs_are_told_again_only_where_they_grew_and_superseded_under_their_ids():
+    line = make_line("a", small_contract(2))
+    records = [reading(step, f"d{step % 2}", 1_000 * (step // 2), {"c0": 1.0, "c1": 2.0}) for step in range(40)]
+    line.take(batch(records))
+    told = [read_block_label(output.headers) for output in line.provisional(0, 40) if output.topic == "blocks"]
+    assert {label.device for label in told} == {"d0", "d1"}
+    assert not any(label.final for label in told)
+    assert line.provisional(0, 40) == []
+    line.take(batch([reading(40, "d0", 20_000, {"c0": 1.0, "c1": 2.0})], 19_000))
+    again = [read_block_label(output.headers) for output in line.provisional(0, 41) if output.topic == "blocks"]
+    assert [label.device for label in again] == ["d0"]
+    later = [
+        read_block_label(output.headers)
+        for output in line.take(batch([reading(41, "d2", 500_000, {"c0": 1.0})], 20_000)) if output.topic == "blocks"
+    ]
+    assert {label.id for label in later if label.final} >= {label.id for label in again}
