@@ -136,22 +136,22 @@ class Line:
 
     def changed(self, partition: int) -> dict[Name, State | None]:
         """Verdict states that changed since `settled`; None at rest."""
-        rows, verdicts = self.stream.rows, self.stream.verdicts
+        rows = self.stream.rows
         resting: dict[Name, State | None] = dict.fromkeys(self._resting.get(partition, ()))
         return resting | {
-            Name(self.name, rows.names[slot], rows.is_late(slot)): verdicts.state(slot)
-            for slot in verdicts.changed() if rows.partition[slot] == partition
+            Name(self.name, rows.names[slot], rows.is_late(slot)): self.stream.state(slot)
+            for slot in self.stream.changed() if rows.partition[slot] == partition
         }
 
     def settled(self) -> None:
         """What `changed` told is safe."""
-        self.stream.verdicts.settled()
+        self.stream.settled()
         self._resting.clear()
 
     def _settle(self) -> None:
         """Free the slots of silent devices; that their verdicts came to rest is kept until a commit has told it."""
         rows = self.stream.rows
-        for slot in self.stream.verdicts.changed():
+        for slot in self.stream.changed():
             if rows.partition[slot] >= 0 and not rows.live[slot]:
                 name = Name(self.name, rows.names[slot], rows.is_late(slot))
                 self._resting.setdefault(int(rows.partition[slot]), set()).add(name)

@@ -163,6 +163,7 @@ class Rows:
     pin_time: Int
     scaled: Float
     residual: Float
+    mood: NDArray[np.uint8]
 
     def __init__(
         self, contract: Contract, scaled_width: int = 0, residual_width: int = 0, capacity: int = 64, room: int = 256
@@ -198,6 +199,7 @@ class Rows:
             "pin_time": (np.int64, ()),      # ... and the stream time as of there
             "scaled": (np.float32, (scaled_width,)),
             "residual": (np.float32, (residual_width,)),
+            "mood": (np.uint8, ()),          # what the verdict said of the row; see `pipeline.core.episode`
         }
         for name, (dtype, _) in self._slot_fields.items():
             setattr(self, name, np.empty(0, dtype))
@@ -590,6 +592,11 @@ class Rows:
         """Rows of the open block: those of the open span since its last full block."""
         rows = self.span_rows[slots]
         return np.where(rows > 0, (rows - 1) % self.contract.max_rows + 1, 0)
+
+    def open_block(self, slot: int) -> slice:
+        """Where the rows of a lane's open block lie in the slab."""
+        top = slot * self.stride + int(self.end[slot])
+        return slice(top - int(self._open_rows(np.array([slot]))[0]), top)
 
     def _emit_from(self, slots: Int) -> Int:
         table = np.full(max(self.emit_from, default=0) + 1, 0, np.int64)

@@ -253,12 +253,12 @@ class World:
             same(
                 {self._id(partition, "block", late, first): (
                     name, late, trigger, ts, self._stored(model_at(int(trigger)), ts, values)   # type: ignore[call-overload]
-                 ) for (late, first), (name, trigger, _, ts, values, _) in want.blocks.items()},
+                 ) for (late, first), (name, trigger, _, ts, values, *_) in want.blocks.items()},
                 {key: value[:5] for key, value in found.outputs.blocks.items()}, "blocks",
             )
             same(
                 {self._id(partition, "features", late, first): gist
-                 for (late, first), (*_, gist) in want.blocks.items() if gist is not None},
+                 for (late, first), (*_, gist, _) in want.blocks.items() if gist is not None},
                 found.features, "features",
             )
             same(
