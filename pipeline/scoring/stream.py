@@ -266,7 +266,7 @@ class Stream:
     def _score_with(
         self, model: Model, pushed: Pushed, index: Int | slice, result: Result
     ) -> tuple[Int, Int, Int, Int, Int, Float]:
-        """Scores, verdicts and alarms; returns what blocks need of the pass: slot, seen, position, offset, ts, latent."""
+        """Scores, verdicts and alarms; returns what blocks need: slot, seen, position, offset, ts_ms, latent."""
         rows, contract = self.rows, self.contract
         slot, position, run = pushed.slot[index], pushed.position[index], pushed.run[index]
         offset, ts_ms, emit = pushed.offset[index], pushed.ts_ms[index], pushed.emit[index]

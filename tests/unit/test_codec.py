@@ -74,6 +74,22 @@ def test_an_episode_can_be_kept_finer_in_the_same_stream_at_its_own_cost(model: 
     assert sizes[1] - sizes[0] <= 6 * 64 * 2 / 8 + 8           # two bits a value and a header at the most
 
 
+@pytest.mark.parametrize("finer", [1.0, 10.0, np.inf])
+def test_the_errors_that_the_encoder_tells_are_those_that_a_reader_finds(model: CodecModel, finer: float) -> None:
+    x = recording(500, 2)
+    x[3, 1], x[70, 3] = np.nan, np.inf
+    x[100:164] = np.random.default_rng(0).normal(0, 1e9, (64, 6))    # off every rule: kept raw or as exceptions
+    rows = [(TS_MS[i : i + 64], x[i : i + 64]) for i in range(0, 448, 64)]
+    told = np.empty((len(rows), 6, 2))
+    coded = encode_blocks(rows, BOUNDS / finer, model, errors=told)
+    for (_, values), data, (largest, total) in zip(rows, coded, told.transpose(0, 2, 1), strict=True):
+        with np.errstate(invalid="ignore"):
+            miss = np.abs(decode_block(data, {model.id: model}).values.astype(np.float64) - values)
+        miss = np.where(np.isfinite(values), miss, 0)
+        assert np.allclose(largest, miss.max(axis=0), rtol=1e-12)
+        assert np.allclose(total, miss.sum(axis=0), rtol=1e-9)
+
+
 def test_a_relative_bound_keeps_a_share_of_each_value() -> None:
     x = np.exp(np.random.default_rng(0).normal(0, 20, (64, 6))).astype(np.float32)
     values = decode_block(encode_block(None, x, np.full(6, -1e-3))).values
