@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.codec.latent import window_ends
 from pipeline.core import guards
 from pipeline.core.contract import Contract
 from pipeline.core.episode import ANOMALOUS, CALM, OVER, EpisodeEvent, Verdict, Verdicts, episode_rows, fill_moods
@@ -32,6 +33,8 @@ class Model:
     scaling: Scaling
     scorer: Scorer
     codec: bytes | None = None
+    graph: bytes = b""                 # the ONNX file, for the decoder of latent blocks
+    latent_codec: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -83,6 +86,7 @@ class Block:
     offset : of its first row, its identity.  ts_ms : (n,).  values : (n, C) float32.
     latent : (D,) of the last whole window in it, None where there was none; latent_ts_ms : that window's newest row.
     in_episode : (n,) bool, see `pipeline.core.episode.episode_rows`.
+    latents : (W, D) of the windows at `codec.latent.window_ends`; None where not kept, or the model saw not all whole.
     """
 
     slot: int
@@ -95,6 +99,7 @@ class Block:
     latent: Float | None
     latent_ts_ms: int
     in_episode: np.ndarray
+    latents: Float | None = None
 
 
 @dataclass(slots=True)
@@ -112,11 +117,16 @@ class Stream:
     """State of one stream.
 
     contract : the stream's.  contributions : keep (n, S) contributions of every scored row, for backtests.
+    keep_latents : keep each row's latent until its block is complete, for latent blocks: 4 * D bytes a row.
     """
 
-    def __init__(self, contract: Contract, capacity: int = 64, room: int = 256, contributions: bool = False) -> None:
+    def __init__(
+        self, contract: Contract, capacity: int = 64, room: int = 256, contributions: bool = False,
+        keep_latents: bool = False,
+    ) -> None:
         self.contract = contract
         self.contributions = contributions
+        self._keeps_latents = keep_latents
         self._capacity, self._room = capacity, room
         self.rows = Rows(contract, len(contract.inputs), len(contract.sensors), capacity, room)
         self.verdicts = Verdicts(contract.episode, self.rows.capacity)
@@ -171,12 +181,23 @@ class Stream:
             at = positions[part]
             passed = model.session.run(fill(rows.windows(at)))
             rows.residual[at, : self._width(model)] = self._residual(model, rows.scaled[at], passed.newest)
+        if self._keeps_latents:
+            self._see_again(model, slots)
         have = np.flatnonzero(latest >= 0)
         for part in _chunks(len(have)):
             picked = have[part]
             latent = model.session.run(fill(rows.windows(latest[picked]))).latent
             self._latent[slots[picked], : latent.shape[1]] = latent
         return len(positions)
+
+    def _see_again(self, model: Model, slots: Int) -> None:
+        """Latents of open blocks, from another model."""
+        rows, depth = self.rows, model.session.latent
+        blocks = [rows.open_block(slot) for slot in slots.tolist()]
+        at = np.concatenate([np.arange(block.start, block.stop) for block in blocks] or [np.empty(0, np.int64)])
+        at = at[~np.isnan(rows.latent[at, 0])]
+        for part in _chunks(len(at)):
+            rows.latent[at[part], :depth] = model.session.run(fill(rows.windows(at[part]))).latent
 
     def _use(self, partition: int, model: Model) -> None:
         if model.session.latent > self._latent.shape[1]:
@@ -189,7 +210,9 @@ class Stream:
         self._models[partition] = model
         width = max(self._width(used) for used in self._models.values())
         if width != self.rows.residual.shape[1]:
-            self.rows.widen(width)
+            self.rows.widen("residual", width)
+        if self._keeps_latents and model.session.latent > self.rows.latent.shape[1]:
+            self.rows.widen("latent", model.session.latent)
 
     def _width(self, model: Model) -> int:
         """Residuals a row: M * S."""
@@ -300,6 +323,9 @@ class Stream:
                 )
                 all_filtered[part] = model.scorer.filter(difference.reshape(observed.shape))
             filtered = all_filtered[due]
+        if self._keeps_latents:
+            rows.latent[position] = np.nan
+            rows.latent[position[seen], : latent.shape[1]] = latent
         latents = slot, seen, position, offset, ts_ms, latent
         emitted = np.flatnonzero(emit)
         if not len(emitted):
@@ -410,7 +436,15 @@ class Stream:
             result.blocks.append(Block(
                 at, int(closed.trigger[i]), first, silent, rows.ts_ms[start:stop].copy(),
                 rows.values[start:stop].copy(), model.digest, gist, when, episode_rows(mood, stop - start),
+                self._block_latents(model, start, stop),
             ))
+
+    def _block_latents(self, model: Model, start: int, stop: int) -> Float | None:
+        if not self._keeps_latents:
+            return None
+        ends = start + window_ends(stop - start, self.contract.window) - 1
+        latents: Float = self.rows.latent[ends, : model.session.latent]
+        return None if np.isnan(latents).any() else latents
 
     def _keep_latents(self, slot: Int, seen: Int, position: Int, offset: Int, ts_ms: Int, latent: Float) -> None:
         if len(seen):
