@@ -60,7 +60,7 @@ def compress(
     if len(table) == 0:
         raise BadInput("the files hold no rows: nothing to compress")
     bounds = bounds_of(table.values, bound, bound_kind)
-    if made is not None and made.codec is None:
+    if made is not None and made.codec is None and not latent:
         raise BadInput(f"bundle {bundle} holds no codec model: train it again, or leave --bundle away")
     devices = _by_device(table)
     if latent and made is None:

@@ -71,14 +71,16 @@ def small_scorer(contract: Contract, members: int = 1, threshold: float = 1.0) -
     )
 
 
-def write_small_bundle(folder: Path, contract: Contract, seed: int = 0, threshold: float = 1.0) -> Bundle:
+def write_small_bundle(
+    folder: Path, contract: Contract, seed: int = 0, threshold: float = 1.0, latent_codec: bytes | None = None,
+) -> Bundle:
     """The same model as `small_model`, as a bundle on disk."""
     model, scorer = linear_autoencoder(contract, 4, seed), small_scorer(contract, threshold=threshold)
     channels = len(contract.channels)
     return write_bundle(
         folder, contract=contract, scaling=Scaling((), np.zeros((1, channels)), np.ones((1, channels))), scorer=scorer,
         model=model, golden=make_golden(Session(model), scorer, contract), family="linear", members=("linear",),
-        seed=seed,
+        seed=seed, latent_codec=latent_codec,
     )
 
 
