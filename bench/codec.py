@@ -12,7 +12,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,9 @@ PICTURE = Path("docs/pictures/rate-distortion.svg")
 DICTIONARY = "zstd-19 with dictionary"
 GOALS = {64: 1.48, 256: 1.30, 1024: 1.15}
 GOAL_EACH, GOAL_DICTIONARY, GOAL_SPEED = 1.25, 1.28, 15.0
+WINDOW, LATENTS = 32, (2, 4, 8, 16, 32)
+ToLatents = Callable[[np.ndarray], np.ndarray]
+ToWindows = Callable[[np.ndarray], np.ndarray]
 GOAL_EXCESS = 7
 """Bytes of one header."""
 
@@ -178,7 +181,7 @@ def table(judged: Sequence[Judged]) -> list[str]:
 
 
 def rate_distortion(series: Series, out: Path) -> None:
-    """Picture: bits a value against error (share of range) for bounded blocks, pcodec, and latent blocks of a PCA."""
+    """Picture: bits a value against error (share of range) for bounded blocks, pcodec, latent blocks of two models."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -200,7 +203,8 @@ def rate_distortion(series: Series, out: Path) -> None:
         rebuilt = [best.decode(best.encode(block)) for block in blocks]
         bits = 8 * sum(map(len, packed)) / values
         lines["pcodec on quantised integers"].append((bits, _error(blocks, rebuilt, spread)))
-    lines["latent blocks, PCA of windows of 32"] = _latent(series, blocks, n, spread)
+    lines["latent blocks of a dense autoencoder, windows of 32"] = _latent(series, blocks, n, spread, _dense)
+    lines["latent blocks of a PCA, the same sizes"] = _latent(series, blocks, n, spread, _pca)
     figure, axes = plt.subplots(figsize=(7, 4.5))
     for name, points in lines.items():
         axes.plot(*zip(*points, strict=True), marker="o", label=name)
@@ -217,23 +221,47 @@ def _error(blocks: list[np.ndarray], rebuilt: list[np.ndarray], spread: np.ndarr
     return float(np.sqrt(np.mean(np.square(error / np.where(spread > 0, spread, 1)))))
 
 
-def _latent(series: Series, blocks: list[np.ndarray], n: int, spread: np.ndarray) -> list[tuple[float, float]]:
-    """(bits a value, error) of latent blocks of a PCA of windows of 32 rows, headers counted."""
-    scale, window = np.where(spread > 0, spread, 1), 32
-    train = np.stack([series.train[i : i + window] for i in range(0, len(series.train) - window, 8)]) / scale
+def _pca(series: Series, size: int) -> tuple[ToLatents, ToWindows]:
+    """Latents of windows (W, T, C) and back, by principal components of the first half's windows."""
+    spread = np.ptp(series.everything.astype(np.float64), axis=0)
+    scale = np.where(spread > 0, spread, 1)
+    train = _windows(series.train) / scale
     centre = train.mean(axis=0)
-    flat = (train - centre).reshape(len(train), -1)
-    axes = np.linalg.svd(flat, full_matrices=False)[2]
+    axes = np.linalg.svd((train - centre).reshape(len(train), -1), full_matrices=False)[2][:size]
+    return (
+        lambda windows: ((windows / scale - centre).reshape(len(windows), -1) @ axes.T).astype(np.float32),
+        lambda latents: ((latents @ axes).reshape(len(latents), *centre.shape) + centre) * scale,
+    )
+
+
+def _dense(series: Series, size: int) -> tuple[ToLatents, ToWindows]:
+    """The same by a dense autoencoder."""
+    from training.estimator import AutoencoderModel
+
+    model = AutoencoderModel(family="dense", window=WINDOW, latent=size, settings={"epochs": 30})
+    model.fit(_windows(series.train))
+    return model.transform, model.inverse_transform
+
+
+def _windows(rows: np.ndarray, stride: int = 8) -> np.ndarray:
+    return np.stack([rows[i : i + WINDOW] for i in range(0, len(rows) - WINDOW, stride)])
+
+
+def _latent(
+    series: Series, blocks: list[np.ndarray], n: int, spread: np.ndarray,
+    make: Callable[[Series, int], tuple[ToLatents, ToWindows]],
+) -> list[tuple[float, float]]:
+    """(bits a value, error) of latent blocks of 2 to 32 latents a window, headers counted."""
     points = []
-    for size in (2, 4, 8, 16, 32):
-        known = (flat @ axes[:size].T).astype(np.float32)
+    for size in LATENTS:
+        to_latents, to_windows = make(series, size)
+        known = to_latents(_windows(series.train))
         model = train_codec([known[::4]], 0.2 * known.std(axis=0).astype(np.float64), block_rows=16)
         coded_bytes, rebuilt = 0, []
         for block in blocks:
-            away = (block.reshape(n // window, window, -1) / scale - centre).reshape(n // window, -1)
-            coded, read = coded_latents((away @ axes[:size].T).astype(np.float32), model)
-            again = ((read @ axes[:size]).reshape(n // window, window, -1) + centre).reshape(n, -1) * scale
-            coded_bytes += len(encode_latent(None, coded, n, window, "000000", again - block))
+            coded, read = coded_latents(to_latents(block.reshape(n // WINDOW, WINDOW, -1)), model)
+            again = np.asarray(to_windows(read), np.float64).reshape(n, -1)
+            coded_bytes += len(encode_latent(None, coded, n, WINDOW, "000000", again - block))
             rebuilt.append(again)
         points.append((8 * coded_bytes / (len(blocks) * n * series.channels), _error(blocks, rebuilt, spread)))
     return points

@@ -73,7 +73,7 @@ class Worker:
                 kafka.topic("blocks") if stream.outputs.blocks else None,
                 kafka.topic("features") if stream.outputs.features else None,
                 kafka.topic("dead-letters"), kafka.topic("codecs"),
-            ), takes_nameless=first_of_topic[stream.topic] == name)
+            ), takes_nameless=first_of_topic[stream.topic] == name, rules=stream.blocks)
             for name, stream in config.streams.items()
         ]
         self.app = _faust_app(config)
@@ -149,6 +149,10 @@ class Worker:
         self.shelf.open()
         if any(stream.outputs.blocks for stream in self.config.streams.values()):
             codec.warm_up()
+        for line in self.lines:
+            refused = line.refuses(self.shelf.wanted(line.name))
+            if refused:
+                raise BadInput(f"streams.{line.name}.blocks asks for latents, but {refused}; or set kind: bounded")
         self.check_broker()
         self.metrics.runtime.info({
             "provider": self.shelf.wanted(self.lines[0].name).session.provider, "streams": str(len(self.lines)),
@@ -317,6 +321,13 @@ class Worker:
             metrics.late_rows.labels(name).inc(counts["late"])
             metrics.duplicates.labels(name).inc(counts["duplicates"])
             metrics.block_rows.labels(name).inc(counts["block_rows"])
+            for kind, blocks in line.classes.items():
+                metrics.block_class_rows.labels(name, kind).inc(sum(one.rows for one in blocks))
+                metrics.block_class_bytes.labels(name, kind).inc(sum(one.bytes for one in blocks))
+                metrics.block_error_rows.labels(name, kind).inc(sum(one.mean * one.rows for one in blocks))
+                if blocks:
+                    metrics.block_largest_error.labels(name, kind).set(max(one.largest for one in blocks))
+                blocks.clear()
             for state in ("opened", "updated", "closed"):
                 metrics.episodes.labels(name, state).inc(counts[state])
             metrics.unknown_fields.labels(name).inc(counts["unknown_fields"])

@@ -24,6 +24,7 @@ import msgspec
 import yaml
 from msgspec import Meta
 
+from pipeline.core.block_rules import BlockRules
 from pipeline.core.contract import Contract
 from pipeline.errors import BadInput
 from pipeline.formats.spec import Format
@@ -348,6 +349,7 @@ class Stream(_Part, frozen=True):
     contract : the contract itself, or the path of a YAML or JSON file (a bundle's contract.json will do).
     bundle   : bundle to score with while the registry has no champion; null waits for a champion.
     outputs  : what is written.
+    blocks   : how rows are kept in blocks.
     retrain  : when a new model is asked for.
     """
 
@@ -357,6 +359,7 @@ class Stream(_Part, frozen=True):
     format: Format = Format()
     bundle: str | None = None
     outputs: Outputs = Outputs()
+    blocks: BlockRules = BlockRules()
     retrain: Retrain = Retrain()
 
     def __post_init__(self) -> None:
@@ -364,6 +367,13 @@ class Stream(_Part, frozen=True):
         if unknown:
             names = ", ".join(self.contract.names)
             raise BadInput(f"format.fields: `{unknown[0]}` is no channel of the contract: {names}")
+        for rule in self.blocks.rules:
+            strange = [name for name in rule.channels if name not in self.contract.names]
+            if strange:
+                names = ", ".join(self.contract.names)
+                raise BadInput(f"blocks.rules: `{strange[0]}` is no channel of the contract: {names}")
+        if self.blocks.wants_latents and self.contract.hop > 1:
+            raise BadInput("blocks: latent blocks need a score each row: set the contract's hop to 1, or kind: bounded")
 
 
 class Config(_Part, frozen=True):

@@ -4,6 +4,7 @@ Pure computing, in the scoring thread: no I/O, no clock. What a batch causes dep
 digest alone.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +12,8 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 import numpy as np
 
-from pipeline.codec import CodecModel, encode_blocks, pack_frame
+from pipeline.codec.summary import put_summary, summarise
+from pipeline.core.block_rules import BlockRules
 from pipeline.core.contract import Contract
 from pipeline.core.ids import INDEX_BITS, LANES, Kind, Lane, output_id
 from pipeline.core.join import Joiner
@@ -19,6 +21,7 @@ from pipeline.core.records import Names, Records, take_names
 from pipeline.core.rows import Clock, Columns, Float
 from pipeline.engine.state_topic import Name, State
 from pipeline.formats import Format, LongReadings, Reason, Rejects, make_decoder
+from pipeline.scoring.blocks import BlockCoder, Class, Coded
 from pipeline.scoring.stream import Alarm, Block, Model, Result, Scored, Stream
 from pipeline.sinks import (
     Anomaly,
@@ -34,6 +37,7 @@ from pipeline.sinks import (
     dead_letter_record,
     feature_record,
     score_record,
+    whole_records,
 )
 
 MOST_TOLD = 100_000  # devices with wrong keys that are counted
@@ -73,13 +77,14 @@ class Line:
     """One stream: decoding, state and encoding.
 
     takes_nameless : reports unreadable records that name no device; one stream of a topic does.
-    counts : what happened since they were cleared, by name; for metrics.
+    rules : how blocks are kept.
+    counts, classes : what happened since metrics last looked, by name; blocks by class (normal, episode).
     wrong_keys : (device, partition, another one) of devices that showed up in two, each device once; cleared likewise.
     """
 
     def __init__(
         self, name: str, topic: str, contract: Contract, spec: Format, match: Match, outputs: OutputTopics,
-        capacity: int = 64, room: int = 256, takes_nameless: bool = True,
+        capacity: int = 64, room: int = 256, takes_nameless: bool = True, rules: BlockRules = BlockRules(),
     ) -> None:
         self.name, self.topic, self.contract = name, topic, contract
         self._outputs = outputs
@@ -88,9 +93,12 @@ class Line:
         self._matches_all = match.device_prefix is None and not match.devices
         self._decoder = make_decoder(contract, spec)
         self._bits = INDEX_BITS if spec.encoding == "arrow" else 0   # of a row's name, for its place in its record
-        self.stream = Stream(contract, capacity, room)
+        self._rules = rules
+        self.stream = Stream(
+            contract, capacity, room, keep_latents=outputs.blocks is not None and rules.wants_latents
+        )
         self._joiner = Joiner(contract) if spec.layout == "long" or contract.resample else None
-        self._codecs: dict[str, CodecModel | None] = {}
+        self._coders: dict[str, BlockCoder] = {}
         self._preface: list[Record] = []
         self._models: dict[int, Model] = {}
         self._resting: dict[int, set[Name]] = {}
@@ -100,6 +108,7 @@ class Line:
         self.wrong_keys: list[tuple[str, int, int]] = []
         self._strayed: set[str] = set()
         self.reasons: Counter[str] = Counter()
+        self.classes: dict[str, list[Class]] = {"normal": [], "episode": []}
 
     # ---------------------------------------------------------------- state
 
@@ -130,13 +139,19 @@ class Line:
 
     def _use(self, partition: int, model: Model) -> None:
         self._models[partition] = model
-        if model.digest in self._codecs:
+        if self._outputs.blocks is None or model.digest in self._coders:
             return
-        codec = self._codecs[model.digest] = None if model.codec is None else CodecModel.from_bytes(model.codec)
-        if self._outputs.blocks is not None:   # what a reader of the blocks needs goes out before them
-            self._preface.append(contract_record(self._outputs.codecs, self.contract))
-            if codec is not None and model.codec is not None:
-                self._preface.append(codec_record(self._outputs.codecs, codec.id, model.codec))
+        coder = self._coders[model.digest] = BlockCoder(self.contract, model, self._rules)
+        topic = self._outputs.codecs           # what a reader of the blocks needs goes out before them
+        self._preface.append(contract_record(topic, self.contract))
+        self._preface += [codec_record(topic, name, data) for name, data in coder.codec_models().items()]
+        if coder.decoder is not None:
+            self._preface += whole_records(topic, "decoder", *coder.decoder)
+            self._preface += whole_records(topic, "scaling", model.digest[:12], model.scaling.to_bytes())
+
+    def refuses(self, model: Model) -> str:
+        """Why the stream's blocks can't be written with this model as the rules ask; "" where they can."""
+        return "" if self._outputs.blocks is None else BlockCoder(self.contract, model, self._rules).refused
 
     def mark(self, partition: int, next_offset: int) -> tuple[int, int]:
         """(mark, stream time as of it)."""
@@ -146,22 +161,22 @@ class Line:
 
     def changed(self, partition: int) -> dict[Name, State | None]:
         """Verdict states that changed since `settled`; None at rest."""
-        rows, verdicts = self.stream.rows, self.stream.verdicts
+        rows = self.stream.rows
         resting: dict[Name, State | None] = dict.fromkeys(self._resting.get(partition, ()))
         return resting | {
-            Name(self.name, rows.names[slot], rows.is_late(slot)): verdicts.state(slot)
-            for slot in verdicts.changed() if rows.partition[slot] == partition
+            Name(self.name, rows.names[slot], rows.is_late(slot)): self.stream.state(slot)
+            for slot in self.stream.changed() if rows.partition[slot] == partition
         }
 
     def settled(self) -> None:
         """What `changed` told is safe."""
-        self.stream.verdicts.settled()
+        self.stream.settled()
         self._resting.clear()
 
     def _settle(self) -> None:
         """Free the slots of silent devices; that their verdicts came to rest is kept until a commit has told it."""
         rows = self.stream.rows
-        for slot in self.stream.verdicts.changed():
+        for slot in self.stream.changed():
             if rows.partition[slot] >= 0 and not rows.live[slot]:
                 name = Name(self.name, rows.names[slot], rows.is_late(slot))
                 self._resting.setdefault(int(rows.partition[slot]), set()).add(name)
@@ -355,20 +370,27 @@ class Line:
         for block in blocks:
             by_digest.setdefault(block.digest, []).append(block)
         for digest, group in by_digest.items():
-            coded = encode_blocks(
-                [(block.ts_ms, block.values) for block in group], self.contract.bounds, self._codecs[digest]
-            )
-            for block, data in zip(group, coded, strict=True):
-                partition, device, lane = self._place(block.slot)
-                phase = int(self.stream.rows.phase[block.slot])
-                records.append(block_record(topic, partition, BlockLabel(
-                    version=1, id=self._id(partition, "block", lane, block.offset), stream=self.name,
-                    device=device, lane=lane, span=(int(block.ts_ms[0]) + phase) // self.contract.span_ms,
-                    first_ts=int(block.ts_ms[0]), last_ts=int(block.ts_ms[-1]), rows=len(block.ts_ms),
-                    digest=digest, trigger=block.trigger, final=final, contract=self.contract.hash[:12],
-                ), pack_frame([data])))
-                self.counts["block_rows"] += len(block.ts_ms) * final
+            names = [self.stream.rows.names[block.slot] for block in group]
+            for block, coded in zip(group, self._coders[digest].encode(group, names), strict=True):
+                records.append(self._block(topic, block, coded, final))
+                if final:
+                    self.counts["block_rows"] += len(block.ts_ms)
+                    self.classes["normal"].append(coded.normal)
+                    self.classes["episode"].append(coded.episode)
         return records
+
+    def _block(self, topic: str, block: Block, coded: Coded, final: bool) -> Record:
+        partition, device, lane = self._place(block.slot)
+        phase = int(self.stream.rows.phase[block.slot])
+        shares = (coded.normal.largest, coded.normal.mean, coded.episode.largest, coded.episode.mean)
+        thousandths = tuple(math.ceil(1000 * share) for share in shares)
+        return block_record(topic, partition, BlockLabel(
+            version=1, id=self._id(partition, "block", lane, block.offset), stream=self.name,
+            device=device, lane=lane, span=(int(block.ts_ms[0]) + phase) // self.contract.span_ms,
+            first_ts=int(block.ts_ms[0]), last_ts=int(block.ts_ms[-1]), rows=len(block.ts_ms),
+            digest=block.digest, trigger=block.trigger, final=final, contract=self.contract.hash[:12],
+            fine=coded.fine, fine_rows=coded.episode.rows, latent=coded.latent, errors=thousandths,
+        ), coded.frame, put_summary(summarise(block.values)) if self._rules.summaries else None)
 
     def _feature(self, block: Block, final: bool = True) -> Record:
         partition, device, lane = self._place(block.slot)

@@ -52,6 +52,15 @@ class Metrics:
         self.outputs = counter("outputs", "Records delivered.", "topic")
         self.output_bytes = counter("output_bytes", "Bytes of the values of records delivered.", "topic")
         self.block_rows = counter("block_rows", "Rows that went into blocks.", "stream")
+        self.block_class_rows = counter("block_class_rows", "Rows in blocks: normal, episode.", "stream", "kind")
+        self.block_class_bytes = counter("block_class_bytes", "Bytes of blocks by class.", "stream", "kind")
+        self.block_error_rows = counter(
+            "block_error_rows", "Mean error as a share of the bound, times rows: over block_class_rows it is the mean.",
+            "stream", "kind",
+        )
+        self.block_largest_error = gauge(
+            "block_largest_error", "Largest error of the newest blocks, as a share of the bound.", "stream", "kind"
+        )
         self.evictions = counter("evictions", "Spans closed early for want of memory.", "stream")
         self.commits = counter("commits", "Acknowledged commits.")
         self.rebalances = counter("rebalances", "Assignments of partitions.")

@@ -1,25 +1,26 @@
 """`narrows compress` and `narrows decompress`: a file of rows as bounded blocks, and back."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet
 import typer
 
 from pipeline.cli import options as common
 from pipeline.cli.files import file_options, read_told
-from pipeline.codec.container import BlockFile, write_file
+from pipeline.cli.tables import RowWriter, open_decoder
+from pipeline.codec.container import BlockFile, Latents, Rows, pack_graph, write_file
+from pipeline.codec.latent import window_ends
 from pipeline.codec.model import CodecModel
 from pipeline.codec.train import train_codec
+from pipeline.core.block_rules import BlockRules
+from pipeline.core.windows import fill
 from pipeline.errors import BadInput
 from pipeline.formats.files import Table
-from pipeline.registry.bundle import load_bundle
+from pipeline.registry.bundle import Bundle, load_bundle
 
 
 def compress(
@@ -31,6 +32,9 @@ def compress(
     )] = "range",
     bundle: Annotated[Path | None, typer.Option(help="Take this bundle's codec model instead of training one.")] = None,
     block_rows: Annotated[int, typer.Option(min=1, max=1 << 16, help="Rows of a block.")] = 1024,
+    latent: Annotated[bool, typer.Option(
+        "--latent", help="Keep the sensors as latents of the bundle's model: far smaller, with the error that is made.",
+    )] = False,
     time_column: common.TimeColumn = None,
     time_unit: common.TimeUnit = None,
     step: common.Step = None,
@@ -42,7 +46,8 @@ def compress(
     """Write files of rows as bounded blocks: each value within its bound, missing ones and times exactly.
 
     Values are kept as float32. The codec model is learned from the files, unless --bundle gives one, and stored where
-    it saves more than it takes.
+    it saves more than it takes. With --latent the bound holds for what latents can't hold alone (context channels,
+    blocks with missing values); each latent block states its own errors, see `narrows inspect`.
 
     Example: narrows compress pump.csv --bound 1e-3 --out pump.nrw
     """
@@ -55,9 +60,15 @@ def compress(
     if len(table) == 0:
         raise BadInput("the files hold no rows: nothing to compress")
     bounds = bounds_of(table.values, bound, bound_kind)
-    if made is not None and made.codec is None:
+    if made is not None and made.codec is None and not latent:
         raise BadInput(f"bundle {bundle} holds no codec model: train it again, or leave --bundle away")
     devices = _by_device(table)
+    if latent and made is None:
+        raise BadInput("--latent needs --bundle: latents are those of its model")
+    if latent and made is not None:
+        _write_latent(out, table, devices, made, bounds, block_rows)
+        _tell(table, out, began, as_json)
+        return
     if made is not None and made.codec is not None:
         models: list[CodecModel | None] = [CodecModel.from_bytes(made.codec)]
     else:
@@ -71,6 +82,10 @@ def compress(
     smallest.replace(out)
     for path in trial:
         path.unlink(missing_ok=True)
+    _tell(table, out, began, as_json)
+
+
+def _tell(table: Table, out: Path, began: float, as_json: bool) -> None:
     size = out.stat().st_size
     raw = table.values.nbytes + table.ts_ms.nbytes
     facts = {
@@ -101,6 +116,63 @@ def bounds_of(values: np.ndarray, bound: float, kind: str) -> np.ndarray:
         return np.where(finite.any(axis=0), bound * (high - low), 0.0)
 
 
+def _write_latent(
+    out: Path, table: Table, devices: list[tuple[int, np.ndarray, np.ndarray]], bundle: Bundle, bounds: np.ndarray,
+    block_rows: int,
+) -> None:
+    """A file of latent blocks, through the coder that a worker uses. Raises BadInput where the bundle can't."""
+    from pipeline.scoring.blocks import BlockCoder
+    from pipeline.scoring.gate import open_session
+    from pipeline.scoring.stream import Block, Model
+
+    own = bundle.contract
+    contract = msgspec.structs.replace(own, channels=tuple(
+        msgspec.structs.replace(channel, bound=float(bound))
+        for channel, bound in zip(own.channels, bounds, strict=True)
+    ))
+    session = open_session(bundle, "cpu")
+    model = Model(
+        bundle.digest, session, bundle.scaling, bundle.scorer, bundle.codec, bundle.model, bundle.latent_codec
+    )
+    coder = BlockCoder(contract, model, BlockRules(kind="latent"))
+    if coder.refused or coder.decoder is None or bundle.latent_codec is None:
+        raise BadInput(f"bundle {bundle.folder}: {coder.refused}")
+    index, window = bundle.scaling.index(table.devices), own.window
+
+    def encode(device: int, blocks: Sequence[Rows]) -> list[bytes]:
+        rows = np.concatenate([values for _, values in blocks])
+        scaled = bundle.scaling.apply(rows, np.full(len(rows), index[device]))[:, own.inputs]
+        starts = np.cumsum([0, *(len(values) for _, values in blocks)])
+        ends = [start + window_ends(len(values), window) for start, (_, values) in zip(starts, blocks, strict=False)]
+        known = [bool((end >= window).all()) for end in ends]
+        places = np.concatenate([end for end, is_known in zip(ends, known, strict=True) if is_known] or [starts[:0]])
+        latents = iter(session.run(fill(np.stack([scaled[end - window : end] for end in places]))).latent) \
+            if len(places) else iter(())
+        made = [
+            Block(
+                0, 0, 0, False, ts_ms, values, bundle.digest, None, -1, np.zeros(len(values), bool),
+                np.stack([next(latents) for _ in end]) if is_known else None,
+            )
+            for (ts_ms, values), end, is_known in zip(blocks, ends, known, strict=True)
+        ]
+        return [one.frame for one in coder.encode(made, [table.devices[device]] * len(made))]
+
+    sensors = own.sensors
+    scale = bundle.scaling.scale[index][:, sensors]
+    graph = pack_graph(coder.decoder[1])
+    write_file(
+        out, table.channels, table.devices, devices, bounds,
+        None if bundle.codec is None else CodecModel.from_bytes(bundle.codec), block_rows=block_rows,
+        latents=Latents(
+            sensors=tuple(sensors.tolist()),
+            location=tuple(map(tuple, bundle.scaling.location[index][:, sensors].tolist())),
+            scale=tuple(tuple(None if one != one else one for one in row) for row in scale.tolist()),
+            model_bytes=len(bundle.latent_codec), graph_bytes=len(graph),
+        ),
+        needs=bundle.latent_codec + graph, encode=encode,
+    )
+
+
 def _by_device(table: Table) -> list[tuple[int, np.ndarray, np.ndarray]]:
     """(device, ts_ms, values) of each device, its rows in the order of the file."""
     chosen = ((i, np.flatnonzero(table.device == i)) for i in range(len(table.devices)))
@@ -117,37 +189,22 @@ def _trained(devices: list[tuple[int, np.ndarray, np.ndarray]], bounds: np.ndarr
 
 def decompress(
     file: Annotated[Path, typer.Argument(help="File of blocks.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="CSV, .parquet or .arrow to write.")],
+    out: Annotated[Path, typer.Option(help="File to write: .csv, .parquet, .arrow, else JSON lines.")],
     device: Annotated[str | None, typer.Option(help="This device alone; other blocks stay unread.")] = None,
     since: Annotated[int | None, typer.Option(help="First time, epoch milliseconds.")] = None,
     until: Annotated[int | None, typer.Option(help="Time behind the last, epoch milliseconds.")] = None,
 ) -> None:
     """Read a file of blocks back: columns device, ts (epoch milliseconds) and the channels.
 
+    Bounded blocks need neither the model nor ONNX Runtime; latent ones carry their decoder and need ONNX Runtime.
+
     Example: narrows decompress pump.nrw --out pump.parquet --device pump-7
     """
     opened = BlockFile(file)
-    channels = [(name, pa.float32()) for name in opened.header.channels]
-    schema = pa.schema([("device", pa.string()), ("ts", pa.int64()), *channels])
-    rows = 0
-
-    def tables() -> Iterator[pa.Table]:
-        nonlocal rows
-        for name, ts_ms, values in opened.read(device, since, until):
-            rows += len(ts_ms)
-            columns = [pa.array([name] * len(ts_ms)), pa.array(ts_ms)]
-            yield pa.table([*columns, *(pa.array(column) for column in values.T.copy())], schema=schema)
-
-    if out.suffix == ".parquet":
-        with pa.parquet.ParquetWriter(out, schema) as parquet:
-            for table in tables():
-                parquet.write_table(table)
-    elif out.suffix in (".arrow", ".feather"):
-        with pa.ipc.new_file(out, schema) as arrow:
-            for table in tables():
-                arrow.write_table(table)
-    else:
-        with pa.csv.CSVWriter(out, schema) as csv:
-            for table in tables():
-                csv.write_table(table)
-    print(f"{rows} rows: {out}")
+    decoder = open_decoder(opened.graph) if opened.graph else None
+    with RowWriter(out) as writer:
+        for name, ts_ms, values in opened.read(device, since, until, decoder):
+            writer.write(opened.header.channels, name, ts_ms, values)
+        if not writer.rows:
+            writer.begin(opened.header.channels)
+    print(f"{writer.rows} rows: {out}")

@@ -30,19 +30,44 @@ def inspect(
         f"{facts['bytes']:,} bytes ({facts['ratio']} times smaller than float32 with times)"
     )
     print(f"  {facts['first']} .. {facts['last']}")
-    kinds = ", ".join(f"{count} {kind}" for kind, count in facts["blocks"].items())
+    kinds = ", ".join(
+        f"{count} {kind} ({facts['block_bytes'][kind]:,} bytes)" for kind, count in facts["blocks"].items()
+    )
     print(f"  blocks: {kinds}; codec model: {facts['model'] or 'none'}, {facts['model_bytes']} bytes")
     for channel in facts["channels"]:
         print(
             f"  {channel['name']}: bound {channel['bound']:g}, {channel['count']} values, "
             f"{channel['low']:g} .. {channel['high']:g}, mean {channel['mean']:g}"
         )
+    for one in facts["latent_errors"]:
+        print(
+            f"  {one['name']}: {one['blocks']} latent blocks, errors at most {one['largest']:.3g}, "
+            f"on average at most {one['mean']:.3g}"
+        )
+
+
+def _latent_errors(opened: BlockFile) -> list[dict[str, Any]]:
+    """What the latent blocks state of each sensor: the largest error of all, and the largest mean of a block."""
+    told = [block for entry in opened.entries if (block := opened.latent(entry)) is not None]
+    if not told or opened.header.latents is None:
+        return []
+    found = []
+    for place, c in enumerate(opened.header.latents.sensors):
+        largest = np.array([block.largest[place] for block in told])
+        mean = np.array([block.mean[place] for block in told])
+        held = np.isfinite(largest)
+        found.append({
+            "name": opened.header.channels[c], "blocks": int(held.sum()),
+            "largest": float(largest[held].max(initial=0.0)), "mean": float(mean[held].max(initial=0.0)),
+        })
+    return found
 
 
 def facts_of(opened: BlockFile) -> dict[str, Any]:
     """Facts of a file, as `--json` prints them."""
     entries = opened.entries
-    kinds = [KINDS[kind_of_block(opened.encoded(entry))] for entry in entries]
+    parts = [opened.encoded(entry) for entry in entries]
+    kinds = [KINDS[kind_of_block(part)] for frame in parts for part in frame]
     rows = sum(entry.rows for entry in entries)
     size = opened.path.stat().st_size
     first = min((entry.first_ms for entry in entries), default=0)
@@ -64,5 +89,10 @@ def facts_of(opened: BlockFile) -> dict[str, Any]:
         "ratio": round(rows * (4 * len(channels) + 8) / size, 2), "first_ms": first, "last_ms": last,
         "first": str(np.datetime64(first, "ms")), "last": str(np.datetime64(last, "ms")),
         "blocks": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+        "block_bytes": {
+            kind: sum(len(part) for frame in parts for part in frame if KINDS[kind_of_block(part)] == kind)
+            for kind in dict.fromkeys(kinds)
+        },
+        "latent_errors": _latent_errors(opened),
         "model": None if opened.model is None else opened.model.id, "model_bytes": len(opened.model_bytes),
     }

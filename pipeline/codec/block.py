@@ -19,6 +19,7 @@ from pcodec.standalone import simple_compress, simple_decompress_into
 from pipeline.codec.coder import Tables
 from pipeline.codec.kernels import inner, kernel
 from pipeline.codec.learned import (
+    BITS,
     Packed,
     put_body,
     put_exceptions,
@@ -84,11 +85,12 @@ def encode_block(
 
 def encode_blocks(
     blocks: Sequence[tuple[np.ndarray | None, np.ndarray]], bounds: np.ndarray, model: CodecModel | None = None,
-    *, thorough: bool = False,
+    *, thorough: bool = False, errors: np.ndarray | None = None,
 ) -> list[bytes]:
     """`encode_block` for many (ts_ms, values) at once, which is faster and gives the same bytes.
 
     thorough : compare every block with pcodec, not only the doubtful ones.
+    errors   : (B, C, 2) float64 to fill with what each block really misses: largest and sum of the finite values'.
     """
     bounds = np.ascontiguousarray(bounds, np.float64)
     for _, values in blocks:
@@ -99,12 +101,17 @@ def encode_blocks(
             raise ValueError(f"a block of {channels} channels, but bounds or model of another count")
     if not blocks:
         return []
+    if errors is None:
+        errors = np.empty((len(blocks), len(bounds), 2))
     if model is not None:
         identity = _model_identity(model, bounds.tobytes())
-        coded = _run_batch(blocks, bounds, identity)
+        coded = _run_batch(blocks, bounds, identity, errors)
     else:
         identity = None
-        coded = [_run_batch([block], bounds, _blank_identity(block[1], bounds))[0] for block in blocks]
+        coded = [
+            _run_batch([block], bounds, _blank_identity(block[1], bounds), errors[i : i + 1])[0]
+            for i, block in enumerate(blocks)
+        ]
     thorough = thorough or not bounds.all()
     for i, (ts_ms, values) in enumerate(blocks):
         if thorough or _is_doubtful(len(coded[i]), values.shape, model):
@@ -114,6 +121,8 @@ def encode_blocks(
                 coded[i] = min(coded[i], _float_block(ts_ms, values), key=len)
         if len(coded[i]) > values.nbytes:
             coded[i] = min(coded[i], _raw_block(ts_ms, values), key=len)
+        if kind_of_block(coded[i]) == RAW:
+            errors[i] = 0
     return coded
 
 
@@ -203,17 +212,22 @@ def warm_up() -> None:
 @kernel()
 def _prepare(
     columns: np.ndarray, ts_ms: np.ndarray, bounds: np.ndarray, rules: Packed, flags: int, identity: np.ndarray,
-    halvings: int, out: np.ndarray, k: np.ndarray, quantiser: np.ndarray,
+    halvings: int, out: np.ndarray, k: np.ndarray, quantiser: np.ndarray, error: np.ndarray,
 ) -> int:
-    """Everything before the body. ts_ms is empty for a block without. Fills k (C, n) and quantiser (C,)."""
+    """Everything before the body. ts_ms is empty for a block without. Fills k (C, n), quantiser (C,), error (C, 2)."""
     channels, n = columns.shape
     bad = np.zeros((channels, n), np.uint8)
     rebuilt = np.empty(n, np.float32)
     any_bad = 0
     for c in range(channels):
         quantiser[c] = quantise_channel(columns[c], c, bounds[c], rules, halvings, k[c], bad[c], rebuilt)
+        largest, total = 0.0, 0.0
         for t in range(n):
             any_bad |= bad[c, t]
+            if not bad[c, t] and quantiser[c] != BITS:
+                miss = abs(np.float64(rebuilt[t]) - np.float64(columns[c, t]))
+                largest, total = max(largest, miss), total + miss
+        error[c, 0], error[c, 1] = largest, total
     has_ts = len(ts_ms) > 0
     plain = has_ts and rules.step_ms > 0
     if plain:
@@ -242,7 +256,7 @@ def _prepare(
 @kernel()
 def _encode_batch(
     values: np.ndarray, ts_ms: np.ndarray, starts: np.ndarray, bounds: np.ndarray, rules: Packed, tables: Tables,
-    flags: int, identity: np.ndarray, halvings: int, out: np.ndarray, ends: np.ndarray,
+    flags: int, identity: np.ndarray, halvings: int, out: np.ndarray, ends: np.ndarray, errors: np.ndarray,
 ) -> None:
     """Learned blocks of rows starts[i]:starts[i+1], one behind the other in `out`; ends : (B,) where each ends."""
     channels = values.shape[1]
@@ -259,7 +273,7 @@ def _encode_batch(
         size = _room(n, channels, len(identity))
         block = out[at : at + size]
         block_ts = ts_ms[low:high] if len(ts_ms) else ts_ms
-        head = _prepare(columns, block_ts, bounds, rules, flags, identity, halvings, block, k, quantiser)
+        head = _prepare(columns, block_ts, bounds, rules, flags, identity, halvings, block, k, quantiser, errors[i])
         at += put_body(k, quantiser, rules, tables, halvings, block, head)
         ends[i] = at
 
@@ -272,11 +286,12 @@ def _room(n: int, channels: int, identity: int) -> int:
 
 def _run_batch(
     blocks: Sequence[tuple[np.ndarray | None, np.ndarray]], bounds: np.ndarray, identity: _Identity,
+    errors: np.ndarray,
 ) -> list[bytes]:
-    """Learned blocks of any count; those with and without timestamps may be mixed."""
+    """Learned blocks of any count; those with and without timestamps may be mixed. errors : (B, C, 2) to fill."""
     with_ts = [ts_ms is not None for ts_ms, _ in blocks]
     if len(set(with_ts)) > 1:
-        return [_run_batch([block], bounds, identity)[0] for block in blocks]
+        return [_run_batch([block], bounds, identity, errors[i : i + 1])[0] for i, block in enumerate(blocks)]
     lengths = [len(values) for _, values in blocks]
     starts = np.zeros(len(blocks) + 1, np.int64)
     np.cumsum(lengths, out=starts[1:])
@@ -287,7 +302,7 @@ def _run_batch(
     ends = np.empty(len(blocks), np.int64)
     _encode_batch(
         np.ascontiguousarray(values, np.float32), np.ascontiguousarray(ts_ms, np.int64), starts, bounds, identity.rules,
-        identity.tables, LEARNED | identity.flag, _writable(identity.data), identity.halvings, out, ends,
+        identity.tables, LEARNED | identity.flag, _writable(identity.data), identity.halvings, out, ends, errors,
     )
     data, edges = out[: ends[-1]].tobytes(), ends.tolist()
     return [data[low:high] for low, high in zip([0, *edges[:-1]], edges, strict=True)]
@@ -397,6 +412,7 @@ def _pcodec_block(ts_ms: np.ndarray | None, values: np.ndarray, bounds: np.ndarr
         np.ascontiguousarray(values.T, np.float32),
         np.zeros(0, np.int64) if ts_ms is None else np.ascontiguousarray(ts_ms, np.int64), bounds, identity.rules,
         PCODEC | identity.flag, _writable(identity.data), identity.halvings, room, k, quantiser,
+        np.empty((channels, 2)),
     )
     deltas = np.concatenate([k[:, 0], np.diff(k, axis=1).reshape(-1)])
     is_wide = int(np.abs(deltas).max()) >= 1 << 31

@@ -1,33 +1,59 @@
 """A file of blocks: the codec model it needs, the blocks by device and time, an index for random access.
 
-Layout (docs/format.md): b"NF" | version 1 | varint length of the header | header, JSON | codec model | frames, one
-block each | index | length of the index, 4 bytes | CRC-32C of header, model and index, 4 bytes | b"NI".
+Layout (docs/format.md): b"NF" | version 1 | varint length of the header | header, JSON | codec model | [codec model of
+latents | decoder graph, zlib] | frames, one stretch of rows each | index | length of the index, 4 bytes | CRC-32C of
+all before the frames and index, 4 bytes | b"NI".
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
-from pipeline.codec.block import Block, decode_block, encode_blocks
+from pipeline.codec.block import LATENT, Block, decode_block, encode_blocks, kind_of_block
 from pipeline.codec.frame import pack_frame, unpack_frame
+from pipeline.codec.latent import LatentBlock, Rebuilder, decode_latent
 from pipeline.codec.model import CodecModel
 from pipeline.codec.summary import Summary, put_summary, summarise, take_summary
 from pipeline.codec.wire import BadBlock, Reader, crc32c, varint, zigzag
 
 MAGIC, END, VERSION = b"NF", b"NI", 1
 TAIL_BYTES = 10
+MOST_GRAPH = 1 << 30
+"""Bytes that a decoder graph may unpack to."""
+
+Rows = tuple[np.ndarray, np.ndarray]
+Encode = Callable[[int, Sequence[Rows]], list[bytes]]
+
+
+class Latents(msgspec.Struct, frozen=True, kw_only=True):
+    """What latent blocks of a file need beside their model and graph.
+
+    sensors : the channels that the graph rebuilds.   location, scale : of each device and sensor; scale null where the
+    device has none.
+    """
+
+    sensors: tuple[int, ...]
+    location: tuple[tuple[float, ...], ...]
+    scale: tuple[tuple[float | None, ...], ...]
+    model_bytes: int
+    graph_bytes: int
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
-    """What the columns are. bounds as in `encode_block`; model_bytes 0 where blocks need no model."""
+    """What the columns are. bounds as in `encode_block`; model_bytes 0 where blocks need no model.
+
+    latents : None where no block is latent.
+    """
 
     channels: tuple[str, ...]
     bounds: tuple[float, ...]
     devices: tuple[str, ...]
     model_bytes: int = 0
+    latents: Latents | None = None
 
 
 class Entry(NamedTuple):
@@ -44,28 +70,36 @@ class Entry(NamedTuple):
 
 def write_file(
     path: Path, channels: Sequence[str], devices: Sequence[str], rows: Iterable[tuple[int, np.ndarray, np.ndarray]],
-    bounds: np.ndarray, model: CodecModel | None = None, *, block_rows: int = 1024,
+    bounds: np.ndarray, model: CodecModel | None = None, *, block_rows: int = 1024, latents: Latents | None = None,
+    needs: bytes = b"", encode: Encode | None = None,
 ) -> Header:
     """Writes a file of blocks.
 
     rows : (index of the device, ts_ms (n,) int64, values (n, C) float32), any n; each is cut into blocks of block_rows.
+    encode : index of the device and its blocks' rows to frames, for latent blocks; default bounded blocks.
+    latents, needs : what its latent blocks need: header's part, and their codec model and packed graph (`pack_graph`).
     """
     held = b"" if model is None else model.to_bytes()
     header = Header(
         channels=tuple(channels), bounds=tuple(np.asarray(bounds, np.float64).tolist()), devices=tuple(devices),
-        model_bytes=len(held),
+        model_bytes=len(held), latents=latents,
     )
     text = msgspec.json.encode(header)
-    lead = MAGIC + bytes([VERSION]) + varint(len(text)) + text + held
+    lead = MAGIC + bytes([VERSION]) + varint(len(text)) + text + held + needs
+
+    def bounded(device: int, blocks: Sequence[Rows]) -> list[bytes]:
+        return [pack_frame([block]) for block in encode_blocks(blocks, bounds, model, thorough=True)]
+
+    encode = encode or bounded
     entries: list[Entry] = []
     with path.open("wb") as file:
         file.write(lead)
         offset = len(lead)
         for device, ts_ms, values in rows:
             pieces = [slice(i, i + block_rows) for i in range(0, len(values), block_rows)]
-            coded = encode_blocks([(ts_ms[piece], values[piece]) for piece in pieces], bounds, model, thorough=True)
-            for piece, block in zip(pieces, coded, strict=True):
-                frame, times = pack_frame([block]), ts_ms[piece]
+            frames = encode(device, [(ts_ms[piece], values[piece]) for piece in pieces])
+            for piece, frame in zip(pieces, frames, strict=True):
+                times = ts_ms[piece]
                 entries.append(Entry(
                     device, offset, len(frame), len(times), int(times.min()), int(times.max()),
                     summarise(values[piece]),
@@ -98,35 +132,77 @@ class BlockFile:
                 self.header = msgspec.json.decode(file.read(length), type=Header)
             except msgspec.MsgspecError as error:
                 raise BadBlock(f"{path}: its header can't be read: cut or altered") from error
-            self.blocks_at = start + length + self.header.model_bytes
+            more = self.header.latents
+            self.blocks_at = start + length + self.header.model_bytes + (
+                0 if more is None else more.model_bytes + more.graph_bytes
+            )
             file.seek(0)
             lead = file.read(min(self.blocks_at, size))
             file.seek(max(size - TAIL_BYTES, 0))
             tail = file.read(TAIL_BYTES)
             index_bytes = int.from_bytes(tail[:4], "little")
-            if tail[8:] != END or self.header.model_bytes < 0 or self.blocks_at + index_bytes + TAIL_BYTES > size:
+            is_wrong = self.header.model_bytes < 0 or (more is not None and min(more.model_bytes, more.graph_bytes) < 0)
+            if tail[8:] != END or is_wrong or self.blocks_at + index_bytes + TAIL_BYTES > size:
                 raise BadBlock(f"{path}: cut: it does not end with its index")
             file.seek(size - TAIL_BYTES - index_bytes)
             index = file.read(index_bytes)
         if crc32c(lead + index) != int.from_bytes(tail[4:8], "little"):
             raise BadBlock(f"{path}: the CRC-32C of header, model and index fails: altered")
-        self.model_bytes = lead[start + length :]
+        self.model_bytes = lead[start + length : start + length + self.header.model_bytes]
         self.model = CodecModel.from_bytes(self.model_bytes) if self.model_bytes else None
+        self._models = {} if self.model is None else {self.model.id: self.model}
+        self._packed_graph = b""
+        if more is not None:
+            at = start + length + self.header.model_bytes
+            latent_model = CodecModel.from_bytes(lead[at : at + more.model_bytes])
+            self._models[latent_model.id] = latent_model
+            self._packed_graph = lead[at + more.model_bytes :]
         self.entries = _take_index(Reader(index), self.blocks_at)
 
-    def encoded(self, entry: Entry) -> bytes:
-        """One block as it is stored."""
+    def encoded(self, entry: Entry) -> list[bytes]:
+        """The blocks of one frame as they are stored: a bounded one, a latent one, or both."""
         with self.path.open("rb") as file:
             file.seek(entry.offset)
-            return unpack_frame(file.read(entry.size))[0]
+            return unpack_frame(file.read(entry.size))
 
-    def block(self, entry: Entry) -> Block:
-        """One decoded block."""
-        models = {} if self.model is None else {self.model.id: self.model}
-        return decode_block(self.encoded(entry), models)
+    @property
+    def graph(self) -> bytes:
+        """The ONNX graph that rebuilds rows from latents; empty where no block is latent. Raises BadBlock."""
+        try:
+            return zlib.decompressobj().decompress(self._packed_graph, MOST_GRAPH) if self._packed_graph else b""
+        except zlib.error as error:
+            raise BadBlock(f"{self.path}: its decoder graph can't be read: altered") from error
+
+    def latent(self, entry: Entry) -> LatentBlock | None:
+        """The latent block of a frame, with the errors that it states."""
+        parts = [part for part in self.encoded(entry) if kind_of_block(part) == LATENT]
+        return decode_latent(parts[0], self._models) if parts else None
+
+    def block(self, entry: Entry, decoder: Rebuilder | None = None) -> Block:
+        """One decoded frame. decoder : of `graph`, needed where the frame holds latents.
+
+        Sensors whose error the latent block states are rebuilt from it, all other channels are the bounded block's.
+        """
+        bounded = [decode_block(part, self._models) for part in self.encoded(entry) if kind_of_block(part) != LATENT]
+        latent = self.latent(entry)
+        if latent is None:
+            return bounded[0]
+        more = self.header.latents
+        if decoder is None or more is None:
+            raise BadBlock(f"{self.path}: a latent block needs a decoder")
+        scale = [np.nan if one is None else one for one in more.scale[entry.device]]
+        rebuilt = decoder.decode(latent, np.array(more.location[entry.device]), np.array(scale))
+        ts_ms = bounded[0].ts_ms if bounded else latent.ts_ms
+        values = bounded[0].values if bounded else np.full((entry.rows, len(self.header.channels)), np.nan, np.float32)
+        if latent.rows != len(values) or rebuilt.shape[1] != len(more.sensors):
+            raise BadBlock(f"{self.path}: a latent block of other rows or channels than its frame: altered")
+        told = np.isfinite(latent.largest)
+        values[:, np.array(more.sensors, np.int64)[told]] = rebuilt[:, told]
+        return Block(ts_ms, values)
 
     def read(
         self, device: str | None = None, since_ms: int | None = None, until_ms: int | None = None,
+        decoder: Rebuilder | None = None,
     ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """(device, ts_ms (n,), values (n, C)) of each block with rows in [since, until); other blocks stay unread.
 
@@ -141,7 +217,7 @@ class BlockFile:
             is_before = since_ms is not None and entry.last_ms < since_ms
             if is_before or (until_ms is not None and entry.first_ms >= until_ms):
                 continue
-            ts_ms, values = self.block(entry)
+            ts_ms, values = self.block(entry, decoder)
             if ts_ms is None:
                 raise BadBlock(f"{self.path}: a block without timestamps: altered")
             chosen = np.ones(len(ts_ms), bool)
@@ -151,6 +227,11 @@ class BlockFile:
                 chosen &= ts_ms < until_ms
             if chosen.any():
                 yield name, ts_ms[chosen], values[chosen]
+
+
+def pack_graph(graph: bytes) -> bytes:
+    """A decoder graph as it stands in a file."""
+    return zlib.compress(graph, 9)
 
 
 def _put_index(entries: list[Entry]) -> bytes:

@@ -6,7 +6,7 @@ byte each | [timestamps] | a bounded block of the latents (windows x D), without
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,13 +23,17 @@ from pipeline.codec.model import ID_BYTES, MOST_CHANNELS, CodecModel
 from pipeline.codec.timestamps import LONGEST, put_timestamps, take_timestamps
 from pipeline.codec.wire import BadBlock, Reader, crc32c, varint
 
+UNTOLD = 255
+"""Code of an error that has no figure."""
+
 
 class LatentBlock(NamedTuple):
     """A decoded latent block.
 
     ts_ms : (n,) int64 or None; latents : (W, D) float32, one for each T rows, the last one of the block's last T rows
     decoder : id of the graph that rebuilds rows from latents, 6 hexadecimal digits
-    largest, mean : (S,) float64, errors in the channels' units: at least what was made, at most 19 % more (mean: 41 %)
+    largest, mean : (S,) float64, errors in the channels' units: at least what was made, at most 19 % more (mean: 41 %);
+            infinite where latents can't hold the channel (a value is missing or infinite, or the device has no scale)
     """
 
     ts_ms: np.ndarray | None
@@ -39,6 +43,14 @@ class LatentBlock(NamedTuple):
     window: int
     largest: np.ndarray
     mean: np.ndarray
+
+
+class Rebuilder(Protocol):
+    """A decoder graph, ready to run: `pipeline.scoring.latents.LatentDecoder`."""
+
+    def decode(self, block: LatentBlock, location: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """(n, S) float32 rows of a latent block. location, scale : (S,) of its device."""
+        ...
 
 
 def window_ends(n: int, window: int) -> np.ndarray:
@@ -65,12 +77,12 @@ def encode_latent(
     coded : of `coded_latents`; rows : n; window : T; decoder : id of the decoder graph.
     error : (n, S) float64, what rebuilding from the coded latents misses, in the channels' units.
     """
-    largest = np.nanmax(np.abs(error), axis=0)
-    mean = np.nanmean(np.abs(error), axis=0)
+    size = np.where(np.isfinite(error), np.abs(error), np.inf)
+    largest, mean = size.max(axis=0), size.mean(axis=0)
     codes = _codes_of(largest)
     halves = np.zeros(len(codes) + len(codes) % 2, np.uint8)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.where(mean > 0, _sizes_of(codes) / mean, 2.0**8)
+        ratio = np.where((mean > 0) & (codes < UNTOLD), _sizes_of(codes) / mean, 2.0**8)
     halves[: len(codes)] = np.clip(np.floor(2 * np.log2(np.maximum(ratio, 1))), 0, 15)
     out = bytearray([LATENT | (HAS_TS if ts_ms is not None else 0)])
     out += bytes.fromhex(decoder) + varint(rows) + varint(window) + varint(len(codes)) + codes.tobytes()
@@ -106,15 +118,16 @@ def decode_latent(data: bytes, models: Models | Mapping[str, CodecModel] | None)
     latents = decode_block(bytes(reader.rest()), models).values
     if len(latents) != len(window_ends(rows, window)):
         raise BadBlock("a latent block with another count of latents than its rows need: altered")
-    return LatentBlock(ts_ms, latents, decoder, rows, window, largest, largest * 2.0 ** (-halves / 2.0))
+    return LatentBlock(ts_ms, latents, decoder, rows, window, largest, largest * 2.0 ** (halves / -2.0))
 
 
 def _codes_of(sizes: np.ndarray) -> np.ndarray:
-    """Sizes rounded up to a quarter of an octave: 0 is 0, code c is 2**((c - 128) / 4). (S,) uint8."""
+    """Sizes rounded up to a quarter of an octave: 0 is 0, code c is 2**((c - 128) / 4), 255 infinite. (S,) uint8."""
     with np.errstate(divide="ignore"):
-        codes = np.clip(np.ceil(4 * np.log2(sizes)) + 128, 1, 255)
+        codes = np.clip(np.ceil(4 * np.log2(sizes)) + 128, 1, UNTOLD)
     return np.where(sizes > 0, codes, 0).astype(np.uint8)
 
 
 def _sizes_of(codes: np.ndarray) -> np.ndarray:
-    return np.where(codes > 0, 2.0 ** ((codes.astype(np.float64) - 128) / 4), 0.0)
+    sizes = np.where(codes > 0, 2.0 ** ((codes.astype(np.float64) - 128) / 4), 0.0)
+    return np.where(codes == UNTOLD, np.inf, sizes)

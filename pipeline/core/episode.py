@@ -19,6 +19,7 @@ Severity = Literal["low", "medium", "high", "critical"]
 
 SEVERITIES: tuple[Severity, ...] = ("low", "medium", "high", "critical")
 SEVERITY_EDGES = (2.0, 4.0, 8.0)   # peak / threshold from which an episode is medium, high, critical
+CALM, OVER, ANOMALOUS = 1, 2, 3       # moods of a scored row, from its verdict; 0 is an unscored row
 PEAK_MOST = 6.0                    # peak / threshold above which a peak lifts the release limit no further
 REARM = 1.3                        # after a release above the threshold, this much over the level left behind re-arms
 
@@ -258,6 +259,32 @@ class Verdicts:
     def _rest(self, slot: int) -> None:
         self._states.pop(slot, None)
         self._busy[slot] = False
+
+
+def fill_moods(mood: np.ndarray) -> np.ndarray:
+    """Moods in which an unscored row has that of the row before it. (n,) uint8 -> (n,) uint8, none 0."""
+    index = np.maximum.accumulate(np.where(mood > 0, np.arange(len(mood)), -1))
+    return np.where(index >= 0, mood[np.maximum(index, 0)], CALM).astype(np.uint8)
+
+
+def episode_rows(mood: np.ndarray, n: int) -> np.ndarray:
+    """Which rows of a block belong to an episode, as far as it is known when the block closes. (n,) bool.
+
+    mood : of the block's n rows and, where a row closed the block, of that one. (n,) or (n + 1,) uint8.
+    A run of rows over the threshold belongs to one where it became an anomaly, or still may: it reaches the last row.
+
+    >>> episode_rows(np.array([1, 2, 1, 2, 3, 3, 1, 2], np.uint8), 7).tolist()
+    [False, False, False, True, True, True, False]
+    """
+    filled = fill_moods(mood)
+    hot = filled >= OVER
+    if not hot.any():
+        return hot[:n]
+    run = np.cumsum(hot & ~np.append(False, hot[:-1]))
+    counts = np.zeros(run[-1] + 1, bool)
+    counts[run[filled == ANOMALOUS]] = True
+    counts[run[-1]] |= hot[-1]
+    return (hot & counts[run])[:n]
 
 
 def _severity(ratio: float) -> int:

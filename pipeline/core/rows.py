@@ -138,7 +138,7 @@ def since_boundary(boundary: Bool, first: Bool, carry: Int) -> Int:
 class Rows:
     """State of all devices of one stream, over all partitions that this worker holds.
 
-    scaled_width, residual_width : floats a row that the scorer keeps beside it.
+    scaled_width, residual_width, latent_width : floats a row that the scorer keeps beside it.
     capacity : slots to begin with.  room : new rows a slot takes between two moves of its kept rows.
     """
 
@@ -165,9 +165,12 @@ class Rows:
     pin_time: Int
     scaled: Float
     residual: Float
+    mood: NDArray[np.uint8]
+    latent: Float
 
     def __init__(
-        self, contract: Contract, scaled_width: int = 0, residual_width: int = 0, capacity: int = 64, room: int = 256
+        self, contract: Contract, scaled_width: int = 0, residual_width: int = 0, capacity: int = 64, room: int = 256,
+        latent_width: int = 0,
     ) -> None:
         self.contract = contract
         self.keep = max(contract.memory, contract.max_rows + contract.window)
@@ -200,6 +203,8 @@ class Rows:
             "pin_time": (np.int64, ()),      # ... and the stream time as of there
             "scaled": (np.float32, (scaled_width,)),
             "residual": (np.float32, (residual_width,)),
+            "latent": (np.float32, (latent_width,)),   # of the window that ends with the row, NaN where there is none
+            "mood": (np.uint8, ()),          # what the verdict said of the row; see `pipeline.core.episode`
         }
         for name, (dtype, _) in self._slot_fields.items():
             setattr(self, name, np.empty(0, dtype))
@@ -603,6 +608,11 @@ class Rows:
         rows = self.span_rows[slots]
         return np.where(rows > 0, (rows - 1) % self.contract.max_rows + 1, 0)
 
+    def open_block(self, slot: int) -> slice:
+        """Where the rows of a lane's open block lie in the slab."""
+        top = slot * self.stride + int(self.end[slot])
+        return slice(top - int(self._open_rows(np.array([slot]))[0]), top)
+
     def _emit_from(self, slots: Int) -> Int:
         table = np.full(max(self.emit_from, default=0) + 1, 0, np.int64)
         for partition, offset in self.emit_from.items():
@@ -708,13 +718,14 @@ class Rows:
         age = self.latent_age[slots]
         return slots, positions, np.where(age >= 0, top - 1 - age, -1)
 
-    def widen(self, residual_width: int) -> None:
-        """Change how many residuals a row has; the first ones stay."""
-        self._row_fields["residual"] = (np.float32, (residual_width,))
-        wider = np.zeros((self.capacity * self.stride, residual_width), np.float32)
-        both = min(residual_width, self.residual.shape[1])
-        wider[:, :both] = self.residual[:, :both]
-        self.residual = wider
+    def widen(self, name: str, width: int) -> None:
+        """Change how many floats a row has as `residual` or `latent`; the first ones stay."""
+        held: Float = getattr(self, name)
+        self._row_fields[name] = (np.float32, (width,))
+        wider = np.zeros((self.capacity * self.stride, width), np.float32)
+        both = min(width, held.shape[1])
+        wider[:, :both] = held[:, :both]
+        setattr(self, name, wider)
 
     def windows(self, positions: Int) -> Float:
         """Scaled windows that end at these rows. (k,) -> (k, T, I), a copy."""

@@ -4,6 +4,8 @@ Invariant: the scaled row depends on the row, its device and the bundle alone, t
 the batch (elementwise float64 arithmetic, rounded once).
 """
 
+import io
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -58,6 +60,21 @@ class Scaling:
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What `scaling.npz` holds; no pickled objects."""
         return {"devices": np.array(self.devices, dtype=np.str_), "location": self.location, "scale": self.scale}
+
+    def to_bytes(self) -> bytes:
+        """`scaling.npz`, the same bytes for the same figures."""
+        out = io.BytesIO()
+        np.savez(out, **self.to_arrays())  # type: ignore[arg-type]  # numpy's stub mistakes the names for its own flag
+        return out.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Scaling":
+        """The reverse of `to_bytes`. Raises BadInput."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                return cls.from_arrays(arrays)
+        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+            raise BadInput(f"a scaling can't be read: {error}") from error
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Scaling":

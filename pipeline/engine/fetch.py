@@ -37,14 +37,21 @@ class KeptRecords:
         self.has_next, self.next_batch, self.size_in_bytes = stock.has_next, stock.next_batch, stock.size_in_bytes
 
 
+def as_columns(value: bytes | None) -> bytes | None:
+    """The deserializer of a consumer that wants columns; other consumers of the process keep getting records."""
+    return value
+
+
 class RawFetchResult(fetcher.FetchResult):
-    """Hands a whole fetch on as `Records`."""
+    """Hands a whole fetch on as `Records`, to who asks for it by `as_columns`."""
 
     _partition_records: Any
 
     def getall(self, max_records: int | None = None) -> Any:
         found: Any = self._partition_records
-        if found is None or max_records is not None or found._isolation_level == fetcher.READ_COMMITTED:
+        if found is None or found._value_deserializer is not as_columns:
+            return super().getall(max_records)
+        if max_records is not None or found._isolation_level == fetcher.READ_COMMITTED:
             return _columns_of(super().getall(max_records))
         if not self.check_assignment(self._topic_partition):
             return []

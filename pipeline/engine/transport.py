@@ -85,6 +85,7 @@ class Thread(driver.AIOKafkaConsumerThread):
         settings = self.consumer.settings
         consumer._fetch_min_bytes = settings.fetch_min_bytes
         consumer._fetch_max_wait_ms = settings.fetch_max_wait_ms
+        consumer._value_deserializer = fetch.as_columns
         return consumer
 
     async def _commit(self, offsets: Mapping[TP, Any]) -> bool:

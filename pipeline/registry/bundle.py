@@ -3,7 +3,8 @@
 Invariant: the digest is the sha256 of the manifest's canonical JSON without its `digest`; the manifest holds the
 sha256 of every other file but those under EXTRAS. A folder appears at its place whole or not at all.
 
-    manifest.json  contract.json  model.onnx  scaling.npz  scorer.npz  golden.npz  [codec.bin] [weights.safetensors]
+    manifest.json  contract.json  model.onnx  scaling.npz  scorer.npz  golden.npz
+    [codec.bin] [latents.bin] [weights.safetensors]
     card.md and report/ lie beside them for people, outside of the digest.
 """
 
@@ -28,6 +29,7 @@ from pipeline.errors import BadBundle, BadInput
 FORMAT = 1
 FILES = ("contract.json", "model.onnx", "scaling.npz", "scorer.npz", "golden.npz")
 CODEC = "codec.bin"
+LATENT_CODEC = "latents.bin"      # the codec model of the latents, for latent blocks
 WEIGHTS = "weights.safetensors"   # what a warm start goes on from; the stream never reads it
 EXTRAS = ("card.md", "report/")
 
@@ -98,6 +100,7 @@ class Bundle:
     codec: bytes | None
     folder: Path | None = None
     weights: bytes | None = None
+    latent_codec: bytes | None = None
 
     @property
     def digest(self) -> str:
@@ -113,7 +116,7 @@ class Bundle:
 def write_bundle(
     folder: Path, *, contract: Contract, scaling: Scaling, scorer: Scorer, model: bytes, golden: Golden, family: str,
     members: tuple[str, ...], codec: bytes | None = None, weights: bytes | None = None,
-    extras: Mapping[str, bytes] | None = None, **facts: Any,
+    latent_codec: bytes | None = None, extras: Mapping[str, bytes] | None = None, **facts: Any,
 ) -> Bundle:
     """Writes the folder, whole or not at all, and returns what it holds.
 
@@ -131,6 +134,8 @@ def write_bundle(
     }
     if codec is not None:
         contents[CODEC] = codec
+    if latent_codec is not None:
+        contents[LATENT_CODEC] = latent_codec
     if weights is not None:
         contents[WEIGHTS] = weights
     names = contract.names
@@ -146,7 +151,7 @@ def write_bundle(
             raise BadInput(f"extra file {name!r}: only {' and '.join(EXTRAS)} lie outside of the digest")
         contents[name] = data
     _write_folder(folder, contents)
-    return Bundle(manifest, contract, scaling, scorer, model, golden, codec, folder, weights)
+    return Bundle(manifest, contract, scaling, scorer, model, golden, codec, folder, weights, latent_codec)
 
 
 def load_bundle(folder: Path, contract: Contract | None = None) -> Bundle:
@@ -186,7 +191,7 @@ def load_bundle(folder: Path, contract: Contract | None = None) -> Bundle:
     if own.hash != manifest.contract_hash:
         raise BadBundle(f"{folder}: contract.json is not the contract that the manifest names; {_AGAIN}")
     return Bundle(manifest, own, scaling, scorer, contents["model.onnx"], golden, contents.get(CODEC), folder,
-                  contents.get(WEIGHTS))
+                  contents.get(WEIGHTS), contents.get(LATENT_CODEC))
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -9,6 +9,7 @@ from onnx.utils import Extractor
 
 from pipeline.codec.latent import LatentBlock, coded_latents, encode_latent, window_ends
 from pipeline.codec.model import ID_BYTES, CodecModel
+from pipeline.core.score import CHUNK
 from pipeline.errors import BadBundle
 
 
@@ -38,16 +39,36 @@ class LatentDecoder:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
-    def rebuild(
-        self, latents: np.ndarray, rows: int, window: int, location: np.ndarray, scale: np.ndarray,
-    ) -> np.ndarray:
-        """(n, S) float32 in the channels' units; rows of two windows are those of the later one. latents (W, D)."""
-        windows = self._session.run(["rebuilt"], {"latent": np.ascontiguousarray(latents, np.float32)})[0]
+    def windows(self, latents: np.ndarray) -> np.ndarray:
+        """Rebuilt windows, in scaled units; on padded chunks, so that none depends on its neighbours.
+
+        latents : (W, D) float32 -> (W, T, S) float32.
+        """
+        parts = []
+        for start in range(0, max(len(latents), 1), CHUNK):
+            chunk = np.zeros((CHUNK, latents.shape[1]), np.float32)
+            count = len(latents[start : start + CHUNK])
+            chunk[:count] = latents[start : start + CHUNK]
+            parts.append(self._session.run(["rebuilt"], {"latent": chunk})[0][:count])
+        return np.concatenate(parts)
+
+    @staticmethod
+    def place(windows: np.ndarray, rows: int, window: int, location: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """The rows of a block's windows. (W, T, S) -> (n, S) float32 in the channels' units.
+
+        A row of two windows is that of the later one. NaN for a channel that is taken out for the device.
+        """
         out = np.zeros((rows, windows.shape[2]), np.float32)
         for end, rebuilt in zip(window_ends(rows, window).tolist(), windows, strict=True):
             first = max(end - window, 0)
             out[first:end] = rebuilt[window - (end - first) :]
         return (out * scale + location).astype(np.float32)
+
+    def rebuild(
+        self, latents: np.ndarray, rows: int, window: int, location: np.ndarray, scale: np.ndarray,
+    ) -> np.ndarray:
+        """(n, S) float32 in the channels' units. latents (W, D) of the windows at `window_ends`."""
+        return self.place(self.windows(latents), rows, window, location, scale)
 
     def encode(
         self, ts_ms: np.ndarray | None, values: np.ndarray, latents: np.ndarray, window: int, model: CodecModel,

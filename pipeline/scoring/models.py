@@ -103,7 +103,9 @@ class ModelShelf:
     def _open(self, stream: str, bundle: Bundle, first: bool) -> Model:
         if bundle.digest not in self._models:
             session = open_session(bundle, self._provider, in_child=first)
-            self._models[bundle.digest] = Model(bundle.digest, session, bundle.scaling, bundle.scorer, bundle.codec)
+            self._models[bundle.digest] = Model(
+                bundle.digest, session, bundle.scaling, bundle.scorer, bundle.codec, bundle.model, bundle.latent_codec
+            )
             log.info("stream %s: bundle %s loaded on %s", stream, bundle.short, session.provider)
         last = bundle.manifest.data.get("last_ts_ms")
         self.data_end_ms[bundle.digest] = int(last) if last is not None else 0

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.codec.latent import window_ends
 from pipeline.core import guards
 from pipeline.core.contract import Contract
-from pipeline.core.episode import EpisodeEvent, Verdict, Verdicts
+from pipeline.core.episode import ANOMALOUS, CALM, OVER, EpisodeEvent, Verdict, Verdicts, episode_rows, fill_moods
 from pipeline.core.rows import Clock, Closed, Columns, Float, Int, Pushed, Rows
 from pipeline.core.scaling import Scaling
 from pipeline.core.score import CHUNK, Scorer, residual
@@ -32,6 +33,8 @@ class Model:
     scaling: Scaling
     scorer: Scorer
     codec: bytes | None = None
+    graph: bytes = b""                 # the ONNX file, for the decoder of latent blocks
+    latent_codec: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -82,7 +85,9 @@ class Block:
     """A complete block: rows of one lane within one span.
 
     offset : of its first row, its identity.  ts_ms : (n,).  values : (n, C) float32.
-    latent : (D,) of the last whole window in it, None where there was none; latent_offset : that window's newest row.
+    latent : (D,) of the last whole window in it, None where there was none; latent_ts_ms : that window's newest row.
+    in_episode : (n,) bool, see `pipeline.core.episode.episode_rows`.
+    latents : (W, D) of the windows at `codec.latent.window_ends`; None where not kept, or the model saw not all whole.
     """
 
     slot: int
@@ -94,6 +99,8 @@ class Block:
     digest: str
     latent: Float | None
     latent_ts_ms: int
+    in_episode: np.ndarray
+    latents: Float | None = None
 
 
 @dataclass(slots=True)
@@ -111,11 +118,16 @@ class Stream:
     """State of one stream.
 
     contract : the stream's.  contributions : keep (n, S) contributions of every scored row, for backtests.
+    keep_latents : keep each row's latent until its block is complete, for latent blocks: 4 * D bytes a row.
     """
 
-    def __init__(self, contract: Contract, capacity: int = 64, room: int = 256, contributions: bool = False) -> None:
+    def __init__(
+        self, contract: Contract, capacity: int = 64, room: int = 256, contributions: bool = False,
+        keep_latents: bool = False,
+    ) -> None:
         self.contract = contract
         self.contributions = contributions
+        self._keeps_latents = keep_latents
         self._capacity, self._room = capacity, room
         self.rows = Rows(contract, len(contract.inputs), len(contract.sensors), capacity, room)
         self.verdicts = Verdicts(contract.episode, self.rows.capacity)
@@ -124,6 +136,8 @@ class Stream:
         self._latent = np.zeros((self.rows.capacity, 1), np.float32)
         self._latent_offset = np.full(self.rows.capacity, -1, np.int64)
         self._latent_ts = np.zeros(self.rows.capacity, np.int64)
+        self._told: dict[int, list[list[int]]] = {}     # moods of rows before `emit_from`, by slot: see `state`
+        self._calmed: set[int] = set()                   # slots whose open block with a mood ended since `settled`
         self._all_inputs = len(contract.inputs) == len(contract.channels)
 
     # ---------------------------------------------------------------- partitions
@@ -134,7 +148,7 @@ class Stream:
     ) -> None:
         """Begin a partition: its records from the mark on are pushed next.
 
-        verdicts : (device, late lane) -> `Verdicts.state` as of `emit_from`.
+        verdicts : (device, late lane) -> `state` as of `emit_from`.
         """
         self.revoke(partition)
         self.rows.assign(partition, emit_from, stream_time)
@@ -142,7 +156,9 @@ class Stream:
         for (device, late), state in (verdicts or {}).items():
             slot = self.rows.slot_of(partition, device, late)
             self._fit()
-            self.verdicts.restore(slot, state)
+            verdict = dict(state)
+            self._told[slot] = verdict.pop("moods", [])
+            self.verdicts.restore(slot, verdict or None)
 
     def revoke(self, partition: int) -> None:
         for slot in self.rows.revoke(partition):
@@ -166,12 +182,23 @@ class Stream:
             at = positions[part]
             passed = model.session.run(fill(rows.windows(at)))
             rows.residual[at, : self._width(model)] = self._residual(model, rows.scaled[at], passed.newest)
+        if self._keeps_latents:
+            self._see_again(model, slots)
         have = np.flatnonzero(latest >= 0)
         for part in _chunks(len(have)):
             picked = have[part]
             latent = model.session.run(fill(rows.windows(latest[picked]))).latent
             self._latent[slots[picked], : latent.shape[1]] = latent
         return len(positions)
+
+    def _see_again(self, model: Model, slots: Int) -> None:
+        """Latents of open blocks, from another model."""
+        rows, depth = self.rows, model.session.latent
+        blocks = [rows.open_block(slot) for slot in slots.tolist()]
+        at = np.concatenate([np.arange(block.start, block.stop) for block in blocks] or [np.empty(0, np.int64)])
+        at = at[~np.isnan(rows.latent[at, 0])]
+        for part in _chunks(len(at)):
+            rows.latent[at[part], :depth] = model.session.run(fill(rows.windows(at[part]))).latent
 
     def _use(self, partition: int, model: Model) -> None:
         if model.session.latent > self._latent.shape[1]:
@@ -184,7 +211,9 @@ class Stream:
         self._models[partition] = model
         width = max(self._width(used) for used in self._models.values())
         if width != self.rows.residual.shape[1]:
-            self.rows.widen(width)
+            self.rows.widen("residual", width)
+        if self._keeps_latents and model.session.latent > self.rows.latent.shape[1]:
+            self.rows.widen("latent", model.session.latent)
 
     def _width(self, model: Model) -> int:
         """Residuals a row: M * S."""
@@ -205,6 +234,8 @@ class Stream:
             self.verdicts.reset(slot)
             self._scale[slot] = -1
             self._latent_offset[slot] = -1
+        self._told.pop(slot, None)
+        self._calmed.discard(slot)
 
     # ---------------------------------------------------------------- one batch
 
@@ -229,8 +260,10 @@ class Stream:
     def still_open(self, partition: int, trigger: int) -> Result:
         """Blocks and episodes that silence would end now, with `trigger` as its record. Changes nothing."""
         model, result, none = self._models[partition], Result(), np.empty(0, np.int64)
+        calmed = set(self._calmed)
         closed, latent = self.rows.still_open(partition, trigger), np.empty((0, model.session.latent), np.float32)
         self._blocks(model, closed, none, none, none, none, none, latent, result)
+        self._calmed = calmed
         for event in self.verdicts.open_episodes():
             if self.rows.partition[event.slot] == partition and self.rows.live[event.slot]:
                 ended = replace(event, kind="closed", trigger=trigger, row=-1, score=0.0)
@@ -242,7 +275,9 @@ class Stream:
             result.late += int(pushed.emit.sum())
         result.duplicates += pushed.duplicates
         for model, index, closed in self._by_model(pushed):
-            self._score_with(model, pushed, index, closed, result)
+            latents = self._score_with(model, pushed, index, result)
+            self._blocks(model, closed, *latents, result)
+            self._keep_latents(*latents)
         for slot, trigger in pushed.ended:
             model = self._models[int(self.rows.partition[slot])]
             result.alarms += self._silence_alarms(model, slot, trigger)
@@ -266,12 +301,14 @@ class Stream:
             )
 
     def _score_with(
-        self, model: Model, pushed: Pushed, index: Int | slice, closed: Closed, result: Result
-    ) -> None:
+        self, model: Model, pushed: Pushed, index: Int | slice, result: Result
+    ) -> tuple[Int, Int, Int, Int, Int, Float]:
+        """Scores, verdicts and alarms; returns what blocks need: slot, seen, position, offset, ts_ms, latent."""
         rows, contract = self.rows, self.contract
         slot, position, run = pushed.slot[index], pushed.position[index], pushed.run[index]
         offset, ts_ms, emit = pushed.offset[index], pushed.ts_ms[index], pushed.emit[index]
         rows.scaled[position] = self._scaled(model, slot, rows.values[position])
+        rows.mood[position] = self._told_moods(slot, offset, emit)
         seen = np.flatnonzero(pushed.due[index])
         latent = np.empty((len(seen), model.session.latent), np.float32)
         expected = np.empty((len(seen), len(contract.sensors)), np.float32)
@@ -300,12 +337,13 @@ class Stream:
                 )
                 all_filtered[part] = model.scorer.filter(difference.reshape(observed.shape))
             filtered = all_filtered[due]
-        self._blocks(model, closed, slot, seen, position, offset, ts_ms, latent, result)
-        self._keep_latents(slot, seen, offset, ts_ms, latent)
-
+        if self._keeps_latents:
+            rows.latent[position] = np.nan
+            rows.latent[position[seen], : latent.shape[1]] = latent
+        latents = slot, seen, position, offset, ts_ms, latent
         emitted = np.flatnonzero(emit)
         if not len(emitted):
-            return
+            return latents
         scores = np.full(len(emitted), np.nan, np.float32)
         shift = np.zeros(len(emitted), np.float32)
         place = np.searchsorted(emitted, seen[due])          # of `emitted`: the scored ones
@@ -322,6 +360,9 @@ class Stream:
             model, slot[emitted], offset[emitted], ts_ms[emitted], judged, shift, pushed.silenced[index][emitted],
             pushed.trigger[index][emitted],
         )
+        with np.errstate(invalid="ignore"):
+            mood = np.where(judged > model.scorer.threshold, OVER, np.where(np.isnan(judged), 0, CALM))
+        rows.mood[position[emitted]] = np.where(verdict.is_anomaly, ANOMALOUS, mood)
         contributions = None
         if self.contributions:
             contributions = np.zeros((len(emitted), len(contract.sensors)), np.float32)
@@ -348,6 +389,7 @@ class Stream:
                 model.scaling.invert(rebuilt, own)[0, contract.sensors],
                 guards.kind_of(codes[one[0]], shares), int(offset[row]),
             ))
+        return latents
 
     def _verdicts(
         self, model: Model, slot: Int, offset: Int, ts_ms: Int, score: Float, shift: Float, silenced: Int, trigger: Int
@@ -388,6 +430,7 @@ class Stream:
         self, model: Model, closed: Closed, slot: Int, seen: Int, position: Int, offset: Int, ts_ms: Int,
         latent: Float, result: Result,
     ) -> None:
+        """Complete blocks. The row that closed one stands behind it in the slab, unless silence did."""
         rows, passed = self.rows, position[seen]             # ascending: slots are in order, rows in a slot too
         last = np.searchsorted(passed, closed.stop) - 1
         for i, (at, start, stop) in enumerate(
@@ -400,12 +443,24 @@ class Stream:
                 gist, when = latent[j].copy(), int(ts_ms[seen[j]])
             elif self._latent_offset[at] >= first:
                 gist, when = self._latent[at, : model.session.latent].copy(), int(self._latent_ts[at])
+            silent = bool(closed.silent[i])
+            mood = rows.mood[start : stop if silent else stop + 1]
+            if (mood >= OVER).any():
+                self._calmed.add(at)
             result.blocks.append(Block(
-                at, int(closed.trigger[i]), first, bool(closed.silent[i]), rows.ts_ms[start:stop].copy(),
-                rows.values[start:stop].copy(), model.digest, gist, when,
+                at, int(closed.trigger[i]), first, silent, rows.ts_ms[start:stop].copy(),
+                rows.values[start:stop].copy(), model.digest, gist, when, episode_rows(mood, stop - start),
+                self._block_latents(model, start, stop),
             ))
 
-    def _keep_latents(self, slot: Int, seen: Int, offset: Int, ts_ms: Int, latent: Float) -> None:
+    def _block_latents(self, model: Model, start: int, stop: int) -> Float | None:
+        if not self._keeps_latents:
+            return None
+        ends = start + window_ends(stop - start, self.contract.window) - 1
+        latents: Float = self.rows.latent[ends, : model.session.latent]
+        return None if np.isnan(latents).any() else latents
+
+    def _keep_latents(self, slot: Int, seen: Int, position: Int, offset: Int, ts_ms: Int, latent: Float) -> None:
         if len(seen):
             owner = slot[seen]
             last = np.flatnonzero(np.append(owner[1:] != owner[:-1], True))
@@ -441,6 +496,44 @@ class Stream:
         return residual(scaled[:, self.contract.sensors_in_inputs], newest, model.scorer.clip)
 
     # ---------------------------------------------------------------- the checkpoint
+
+    def state(self, slot: int) -> dict[str, Any] | None:
+        """What `assign` needs of a lane beside its rows: the verdict's state, and the moods of the open block.
+
+        moods : [first offset, last offset, mood] of stretches, only where the block has more than calm rows: what was
+        said of a row before the commit can't be computed again from the mark on. None for a lane at rest.
+        """
+        verdict, block = self.verdicts.state(slot), self.rows.open_block(slot)
+        if not (self.rows.mood[block] >= OVER).any():
+            return verdict
+        filled, offset = fill_moods(self.rows.mood[block]), self.rows.offset[block]
+        first = np.flatnonzero(np.append(True, filled[1:] != filled[:-1]))
+        last = np.append(first[1:], len(filled)) - 1
+        moods = np.stack([offset[first], offset[last], filled[first]], axis=1).tolist()
+        return {**(verdict or {}), "moods": moods}
+
+    def changed(self) -> list[int]:
+        """Slots whose `state` may have changed since `settled`, sorted."""
+        return sorted({*self.verdicts.changed(), *self._calmed})
+
+    def settled(self) -> None:
+        """The changed states are safe: start over."""
+        self.verdicts.settled()
+        self._calmed.clear()
+
+    def _told_moods(self, slot: Int, offset: Int, emit: np.ndarray) -> np.ndarray:
+        """Moods of rows that were judged before the commit; 0 for all others. (n,) uint8."""
+        mood = np.zeros(len(slot), np.uint8)
+        if not self._told or emit.all():
+            return mood
+        for at, moods in self._told.items():
+            index = np.flatnonzero((slot == at) & ~emit)
+            if len(moods) and len(index):
+                first, last, said = np.array(moods).T
+                place = np.searchsorted(first, offset[index], "right") - 1
+                found = (place >= 0) & (offset[index] <= last[place])
+                mood[index[found]] = said[place[found]]
+        return mood
 
     def mark(self, partition: int, next_offset: int) -> tuple[int, int]:
         """(mark, stream time as of it); see `Rows.mark`."""

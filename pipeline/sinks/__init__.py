@@ -22,7 +22,9 @@ from pipeline.sinks.records import (
     contract_record,
     dead_letter_record,
     feature_record,
+    find_whole,
     score_record,
+    whole_records,
 )
 
 __all__ = [
@@ -40,10 +42,12 @@ __all__ = [
     "contract_record",
     "dead_letter_record",
     "feature_record",
+    "find_whole",
     "read_anomaly",
     "read_block_label",
     "read_dead_letter",
     "read_feature",
     "read_score",
     "score_record",
+    "whole_records",
 ]

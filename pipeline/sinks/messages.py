@@ -113,6 +113,10 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class BlockLabel(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What the header of a block says; fields are told by their place, so new ones go to the end.
 
+    fine : which of the frame's blocks hold an episode's rows, finer than the contract's bounds; fine_rows : how many.
+    latent : channels that the frame's latent block alone holds, by number.
+    errors : what the blocks really miss, in thousandths of the channels' bounds, rounded up: largest and mean outside
+        of episodes, largest and mean within; empty where the writer did not say.
     contract : first 12 digits of its hash, for the columns' names; `narrows.codecs` holds it under `contract_key`.
     span : number of the device's span, floor((ts + phase) / span_ms); a long span has several blocks.
     """
@@ -131,6 +135,10 @@ class BlockLabel(msgspec.Struct, frozen=True, array_like=True, gc=False):
     final: bool = True
     evicted: bool = False
     contract: str = ""
+    fine: tuple[int, ...] = ()
+    fine_rows: int = 0
+    latent: tuple[int, ...] = ()
+    errors: tuple[int, ...] = ()
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, gc=False):

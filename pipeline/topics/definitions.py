@@ -20,6 +20,7 @@ class Topic(msgspec.Struct, frozen=True):
     retention_ms  : age at which records of a `delete` topic go; -1 never.
     partitions    : fixed count, or None for that of the input.
     message_bytes : largest record batch that the broker takes.
+    packed        : its values are compressed already: the broker keeps batches as they are sent, which is without.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Topic(msgspec.Struct, frozen=True):
     retention_ms: int = -1
     partitions: int | None = None
     message_bytes: int = MIB
+    packed: bool = False
 
     def full_name(self, prefix: str = "") -> str:
         """The name in Kafka."""
@@ -36,6 +38,8 @@ class Topic(msgspec.Struct, frozen=True):
     def config(self) -> dict[str, str]:
         """Kafka's topic configuration."""
         common = {"cleanup.policy": self.cleanup, "max.message.bytes": str(self.message_bytes)}
+        if self.packed:
+            common["compression.type"] = "producer"
         if self.cleanup == "compact":
             return common
         # By arrival: outputs of replayed records carry old times, and an age counted from those would delete them
@@ -48,7 +52,7 @@ TOPICS: dict[str, Topic] = {
     for topic in (
         Topic("scores", retention_ms=7 * DAY_MS),
         Topic("anomalies", retention_ms=90 * DAY_MS),
-        Topic("blocks"),
+        Topic("blocks", packed=True),
         Topic("features", retention_ms=90 * DAY_MS),
         # A rejected record comes whole beside its headers: room for those above the usual limit of an input topic.
         Topic("dead-letters", retention_ms=30 * DAY_MS, message_bytes=MIB + MIB // 4),

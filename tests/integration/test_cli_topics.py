@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -11,11 +12,13 @@ import pytest
 import yaml
 from kafka import KafkaProducer, TopicPartition
 from kafka.structs import OffsetAndMetadata
+from pyarrow import parquet
 from typer.testing import CliRunner
 
 from pipeline.cli.dashboard import open_watch
 from pipeline.cli.main import app
 from pipeline.codec import encode_block, pack_frame
+from pipeline.codec.summary import put_summary, summarise
 from pipeline.config import Config, load_config
 from pipeline.core.contract import Channel, Contract
 from pipeline.dashboard.page import make_app
@@ -73,13 +76,17 @@ def values(n: int) -> np.ndarray:
     return np.column_stack([np.arange(n) / 8, np.full(n, np.nan)]).astype(np.float32)
 
 
-def block(tree: Config, name: str, n: int, final: bool = True, contract: str = CONTRACT.hash[:12]) -> Record:
-    ts_ms = NOW + np.arange(n) * 1000
+def block(
+    tree: Config, name: str, n: int, final: bool = True, contract: str = CONTRACT.hash[:12], device: str = "pump-7",
+    start: int = NOW, **more: Any,
+) -> Record:
+    ts_ms = start + np.arange(n) * 1000
     label = BlockLabel(
-        1, name, "pump", "pump-7", "main", 0, NOW, int(ts_ms[-1]), n, "d" * 64, 9, final=final, contract=contract
+        1, name, "pump", device, "main", 0, start, int(ts_ms[-1]), n, "d" * 64, 9, final=final, contract=contract,
+        **more,
     )
     frame = pack_frame([encode_block(ts_ms, values(n), CONTRACT.bounds)])
-    return block_record(tree.kafka.topic("blocks"), 1, label, frame)
+    return block_record(tree.kafka.topic("blocks"), 1, label, frame, put_summary(summarise(values(n))))
 
 
 def letter(tree: Config, name: str, reason: str, value: bytes | None, cut: bool = False) -> Record:
@@ -113,6 +120,42 @@ def test_blocks_of_an_unknown_contract_are_refused_until_narrows_codecs_has_it(t
     produce(tree, contract_record(tree.kafka.topic("codecs"), other))
     done = run(app, ["decode-topic"])
     assert json.loads(done.stdout.splitlines()[2])["values"] == {"x": pytest.approx(0.25, abs=0.01)}
+
+
+def test_a_topic_is_read_by_device_and_time_into_a_table(tree: Config) -> None:
+    produce(
+        tree, block(tree, "a", 5), block(tree, "b", 5, start=NOW + 5_000),
+        block(tree, "c", 5, device="pump-8"), block(tree, "d", 5, start=NOW + 3_600_000),
+    )
+    done = run(app, [
+        "decode-topic", "--device", "pump-7", "--since", str(NOW + 3_000), "--until", str(NOW + 7_000),
+        "--out", "r.parquet",
+    ])
+    assert done.exit_code == 0, done.output
+    rows = parquet.read_table("r.parquet")
+    assert (rows["ts"].to_numpy() - NOW).tolist() == [3000, 4000, 5000, 6000]
+    assert rows.column_names == ["device", "ts", "flow", "heat"]
+    done = run(app, ["decode-topic", "--partition", "0"])
+    assert "0 rows" in done.stderr
+
+
+def test_a_charts_figures_need_no_block_decoded(tree: Config) -> None:
+    good = block(tree, "a", 9)
+    produce(tree, good._replace(value=b"no frame"))
+    done = run(app, ["decode-topic", "--summary"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["channels"] == {"flow": {"count": 9, "min": 0.0, "max": 1.0, "mean": 0.5}}
+
+
+def test_stats_tell_bytes_and_errors_inside_and_outside_of_episodes(tree: Config) -> None:
+    produce(
+        tree, block(tree, "a", 5, errors=(900, 400, 0, 0)),
+        block(tree, "b", 10, fine=(0,), fine_rows=10, errors=(0, 0, 100, 50)),
+    )
+    told = json.loads(run(app, ["decode-topic", "--stats", "--json"]).stdout)
+    assert (told["normal"]["rows"], told["episode"]["rows"]) == (5, 10)
+    assert (told["normal"]["largest_error"], told["episode"]["mean_error"]) == (0.9, 0.05)
+    assert 0 < told["normal"]["bytes"] < told["episode"]["bytes"]
 
 
 def test_an_altered_block_is_told_and_can_be_stepped_over(tree: Config) -> None:

@@ -15,21 +15,24 @@ import pytest
 
 from pipeline.agent import Part
 from pipeline.config import Match
-from pipeline.core.contract import Contract
+from pipeline.core.block_rules import BlockRule, BlockRules
+from pipeline.core.contract import Channel, Contract
 from pipeline.core.records import Records
 from pipeline.engine.state_topic import Entries, read_entries
 from pipeline.engine.transport import TP
 from pipeline.formats import Format
 from pipeline.formats.arrow import write_stream
 from pipeline.line import Line, OutputTopics
-from pipeline.sinks import Record, read_block_label
-from tests.support.models import small_contract, small_model
+from pipeline.sinks import BlockLabel, Record, read_block_label
+from tests.support.models import latent_model, small_contract, small_model
 
 Raw = namedtuple("Raw", "offset timestamp key value")
 TOPICS = OutputTopics("scores", "anomalies", "blocks", "features", "dead", "codecs")
 TP0 = TP("t", 0)
 DEVICES = ("one", "two", "three")
 STORIES = 40
+DEFAULT_RULES = BlockRules()
+LOOSE = (Channel(name="c0", bound=2.5), Channel(name="c1", bound=2.5))
 
 @dataclass(frozen=True)
 class Kind:
@@ -38,12 +41,20 @@ class Kind:
     contract: Contract
     spec: Format
     members: tuple[int, int] = (1, 3)
+    rules: BlockRules = DEFAULT_RULES
 
 
 KINDS = {
     "wide": Kind(small_contract(2, window=4, memory=10), Format()),
     "resampled": Kind(small_contract(2, window=4, memory=10, resample=True), Format(), (3, 1)),
     "long": Kind(small_contract(2, window=4, memory=10), Format(layout="long")),
+    "latents": Kind(
+        msgspec.structs.replace(small_contract(2, window=4, memory=10), channels=LOOSE), Format(),
+        rules=BlockRules(
+            kind="auto", rules=(BlockRule(devices=("t*",), channels=("c0",), kind="latent"),), in_episode=0,
+            rows_before=3, summaries=True,
+        ),
+    ),
     "thinned": Kind(small_contract(2, window=4, memory=10, hop=3), Format(), (1, 1)),
     "many rows": Kind(small_contract(2, window=4, memory=10), Format(encoding="arrow")),
     "many rows, resampled": Kind(small_contract(2, window=4, memory=10, resample=True), Format(encoding="arrow")),
@@ -112,8 +123,13 @@ class Run:
 
     def __init__(self, kind: Kind, log: list[Raw], swap_at: int, room: int = 256) -> None:
         self.kind, self.log, self.swap_at, self.room = kind, log, swap_at, room
-        self.models = [small_model(kind.contract, seed, members, 1.0) for seed, members in enumerate(kind.members)]
+        self.models = (
+            [latent_model(kind.contract, seed, 1.0) for seed in range(2)] if kind.rules.wants_latents else
+            [small_model(kind.contract, seed, members, 1.0) for seed, members in enumerate(kind.members)]
+        )
         self.outputs: dict[tuple[str, str], set[bytes]] = {}
+        self.labels: list[BlockLabel] = []
+        self.frames: list[bytes] = []
         self.topic: dict[bytes, bytes] = {}
         self.epochs = 0
         self.commit_facts = (0, 0, -1, "e0")             # next, mark, stream time as of mark, epoch
@@ -126,7 +142,9 @@ class Run:
         self.epochs += 1
         self.epoch = f"e{self.epochs}"
         self.entries = Entries("t", 0, self.epoch, self.next, states)
-        self.line = Line("pump", "t", self.kind.contract, self.kind.spec, Match(), TOPICS, room=self.room)
+        self.line = Line(
+            "pump", "t", self.kind.contract, self.kind.spec, Match(), TOPICS, room=self.room, rules=self.kind.rules
+        )
         self.is_swapped = 0 < self.swap_at <= self.next
         self.line.assign(0, self.models[self.is_swapped], self.next, mark_time, states)
         self.position, self.stream_time = position, mark_time
@@ -144,7 +162,12 @@ class Run:
         running = np.maximum(np.maximum.accumulate(stamps), self.stream_time)
         for output in self.line.take([Part(TP0, Records.of(records), running, self.next)]):
             if output.topic != "codecs":                 # what readers of blocks need, once a worker
-                self.outputs.setdefault((output.topic, id_of(output)), set()).add(output.value or b"")
+                if output.topic == "blocks":
+                    self.labels.append(read_block_label(output.headers))
+                    self.frames.append(output.value or b"")
+                self.outputs.setdefault((output.topic, id_of(output)), set()).add(
+                    (output.value or b"") + b"".join(value for _, value in output.headers if output.topic == "blocks")
+                )
         self.position += len(records)
         self.next = max(self.next, self.position)
         self.stream_time = int(running[-1])
@@ -166,6 +189,7 @@ class Run:
 @pytest.mark.parametrize("name", sorted(KINDS))
 def test_commits_and_crashes_change_no_output(name):
     kind = KINDS[name]
+    told: list[BlockLabel] = []
     for seed in range(STORIES):
         rng = np.random.default_rng(seed)
         log = make_log(kind, rng)
@@ -183,6 +207,9 @@ def test_commits_and_crashes_change_no_output(name):
             elif what < 0.7 and broken.position >= broken.next:
                 broken.line.provisional(0, broken.next)   # what an idle partition has open: told, and nothing else
         assert broken.outputs == whole.outputs, f"{name}, seed {seed}"
+        told += whole.labels
+    assert any(label.fine for label in told) or kind.contract.hop > 1
+    assert any(label.latent for label in told) == kind.rules.wants_latents
 
 
 PLACES = {"id", "offset", "index", "trigger", "episode_id"}
@@ -190,13 +217,11 @@ PLACES = {"id", "offset", "index", "trigger", "episode_id"}
 
 def meanings(run: Run) -> list[tuple[str, bytes]]:
     """What was written, without the places in the log that it names."""
-    found = []
+    found = [("blocks", frame) for frame in run.frames]
     for (topic, _), contents in run.outputs.items():
-        for content in contents:
-            body = content if topic == "blocks" else msgspec.json.encode({
-                name: item for name, item in msgspec.json.decode(content).items() if name not in PLACES
-            })
-            found.append((topic, body))
+        for content in contents if topic != "blocks" else ():
+            body = {name: item for name, item in msgspec.json.decode(content).items() if name not in PLACES}
+            found.append((topic, msgspec.json.encode(body)))
     return sorted(found)
 
 

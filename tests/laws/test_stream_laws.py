@@ -79,6 +79,7 @@ class Play:
             self.put(self.found[rows.partition[block.slot]].blocks, (late, block.offset), (
                 rows.names[block.slot], block.trigger, block.silent, tuple(block.ts_ms.tolist()),
                 block.values.tobytes(), None if block.latent is None else block.latent.tobytes(),
+                tuple(block.in_episode.tolist()),
             ))
         for alarm in result.alarms:
             event = alarm.event
@@ -90,7 +91,7 @@ class Play:
         rows = self.stream.rows
         found = {}
         for slot in np.flatnonzero(rows.partition == partition).tolist():
-            state = self.stream.verdicts.state(slot)
+            state = self.stream.state(slot)
             if state is not None:
                 found[rows.names[slot], rows.is_late(slot)] = json.loads(json.dumps(state))
         return found

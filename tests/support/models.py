@@ -1,11 +1,14 @@
 """Small models with known weights, made without training."""
 
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from pipeline.codec.train import train_codec
 from pipeline.core.contract import Channel, Contract, EpisodeRule
 from pipeline.core.scaling import Scaling
 from pipeline.core.score import Scorer
@@ -68,20 +71,34 @@ def small_scorer(contract: Contract, members: int = 1, threshold: float = 1.0) -
     )
 
 
-def write_small_bundle(folder: Path, contract: Contract, seed: int = 0, threshold: float = 1.0) -> Bundle:
+def write_small_bundle(
+    folder: Path, contract: Contract, seed: int = 0, threshold: float = 1.0, latent_codec: bytes | None = None,
+) -> Bundle:
     """The same model as `small_model`, as a bundle on disk."""
     model, scorer = linear_autoencoder(contract, 4, seed), small_scorer(contract, threshold=threshold)
     channels = len(contract.channels)
     return write_bundle(
         folder, contract=contract, scaling=Scaling((), np.zeros((1, channels)), np.ones((1, channels))), scorer=scorer,
         model=model, golden=make_golden(Session(model), scorer, contract), family="linear", members=("linear",),
-        seed=seed,
+        seed=seed, latent_codec=latent_codec,
     )
 
 
 def model_of(bundle: Bundle) -> Model:
     """A bundle, ready to score."""
-    return Model(bundle.digest, Session(bundle.model), bundle.scaling, bundle.scorer, bundle.codec)
+    return Model(bundle.digest, Session(bundle.model), bundle.scaling, bundle.scorer, bundle.codec, bundle.model,
+                 bundle.latent_codec)
+
+
+@cache
+def latent_model(contract: Contract, seed: int = 0, threshold: float = 1.0) -> Model:
+    """A `small_model` that latent blocks can be written with."""
+    model = small_model(contract, seed, threshold=threshold)
+    graph = linear_autoencoder(contract, 4, seed)
+    rows = np.random.default_rng(seed).normal(0, 1, (200, contract.window, len(contract.inputs))).astype(np.float32)
+    latents = model.session.run(rows).latent
+    codec = train_codec([latents], 0.2 * latents.std(axis=0).astype(np.float64), block_rows=4)
+    return replace(model, graph=graph, latent_codec=codec.to_bytes())
 
 
 def small_model(contract: Contract, seed: int = 0, members: int = 1, threshold: float = 1.0) -> Model:

@@ -6,7 +6,7 @@ verdicts' state machine, each called with one row at a time.
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class Lane:
     span: int | None = None
     in_span: int = 0
     block: list[Record] = field(default_factory=list)
+    moods: list[str] = field(default_factory=list)      # of the block's rows: calm, over, on; "" unscored
     seen: list[Record] = field(default_factory=list)    # the last window that the model saw whole
 
 
@@ -80,7 +81,7 @@ def expected(records: list[Record], contract: Contract, model: Model | Callable[
                 event.start_offset, event.start_ts, event.end_ts, event.peak, event.peak_offset, event.severity
             )
 
-    def close(name: str, late: bool, lane: Lane, trigger: int, silent: bool) -> None:
+    def close(name: str, late: bool, lane: Lane, trigger: int, silent: bool, closing: list[str] | None = None) -> None:
         if lane.block:
             first = lane.block[0].offset
             gist = None
@@ -88,9 +89,9 @@ def expected(records: list[Record], contract: Contract, model: Model | Callable[
                 gist = latent_of(lane.seen, contract, model_at(trigger), name)
             out.blocks[late, first] = (
                 name, trigger, silent, tuple(r.ts for r in lane.block),
-                b"".join(r.values.tobytes() for r in lane.block), gist,
+                b"".join(r.values.tobytes() for r in lane.block), gist, in_episode(lane.moods, closing or []),
             )
-            lane.block = []
+            lane.block, lane.moods = [], []
 
     def silence(name: str, trigger: int) -> None:
         device = devices.pop(name)
@@ -124,6 +125,7 @@ def expected(records: list[Record], contract: Contract, model: Model | Callable[
                 out.duplicates += 1
                 continue
         lane = device.late if late else device.main
+        ended: tuple[Lane, int] | None = None           # the block before, until this row's verdict is known
         restart = late and lane.newest >= 0 and record.ts <= lane.newest
         if restart or lane.newest < 0 or record.ts - lane.newest > contract.max_gap_ms:
             lane.run, lane.rows = 0, []
@@ -134,10 +136,12 @@ def expected(records: list[Record], contract: Contract, model: Model | Callable[
         phase = device_phase(record.device, contract.span_ms)
         span = (record.ts + phase) // contract.span_ms
         if restart or span != lane.span or not lane.in_span:
-            close(record.device, late, lane, record.offset, False)
+            ended = replace(lane), record.offset
+            lane.block, lane.moods = [], []
             lane.span, lane.in_span = span, 0
         elif lane.in_span % contract.max_rows == 0:
-            close(record.device, late, lane, record.offset, False)
+            ended = replace(lane), record.offset
+            lane.block, lane.moods = [], []
         lane.in_span += 1
         lane.block.append(record)
 
@@ -155,6 +159,11 @@ def expected(records: list[Record], contract: Contract, model: Model | Callable[
             model_at(record.offset).scorer.threshold,
         )
         alarm(verdict.events, record.device, late)
+        over = judged > model_at(record.offset).scorer.threshold
+        mood = "" if np.isnan(judged) else "on" if verdict.is_anomaly[0] else "over" if over else "calm"
+        lane.moods.append(mood)
+        if ended is not None:
+            close(record.device, late, *ended, False, [mood])
         out.scores[record.offset] = (
             record.device, late, record.ts, np.float32(score).tobytes(), bool(verdict.is_anomaly[0]),
             int(verdict.episode_offset[0]),
@@ -166,6 +175,22 @@ def expected(records: list[Record], contract: Contract, model: Model | Callable[
                     tuple(r.ts for r in lane.block), b"".join(r.values.tobytes() for r in lane.block),
                 )
     return out
+
+
+def in_episode(moods: list[str], closing: list[str]) -> tuple[bool, ...]:
+    """Rows of runs over the threshold that became an anomaly, or that were still running when the block closed."""
+    whole = [*moods, *closing]
+    for i, mood in enumerate(whole):
+        whole[i] = mood or (whole[i - 1] if i else "calm")
+    inside = [False] * len(whole)
+    for i, mood in enumerate(whole):
+        if mood == "on" or (mood == "over" and i == len(whole) - 1):
+            inside[i] = True
+    for i in reversed(range(len(whole) - 1)):
+        inside[i] |= whole[i] == "over" and inside[i + 1]
+    for i in range(1, len(whole)):
+        inside[i] |= whole[i] == "over" and inside[i - 1]
+    return tuple(inside[: len(moods)])
 
 
 def latent_of(rows: list[Record], contract: Contract, model: Model, device: str) -> bytes:

@@ -1,6 +1,7 @@
 """A topic full of records, workers as child processes, and the check of what they wrote against the oracle."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -256,15 +257,13 @@ class World:
         for one, _, record in records("blocks"):
             label = read_block_label(record.headers)
             rows = [codec.decode_block(data, models) for data in codec.unpack_frame(record.value or b"")]
-            assert len(rows) == 1
+            times = tuple(ts for row in rows for ts in row.ts_ms.tolist())  # type: ignore[union-attr]
+            values = b"".join(row.values.tobytes() for row in rows)
             if not label.final:
-                one.provisional.append((
-                    "block", label.id, (tuple(rows[0].ts_ms.tolist()), rows[0].values.tobytes())  # type: ignore[union-attr]
-                ))
+                one.provisional.append(("block", label.id, (times, values)))
                 continue
             one.put(one.outputs.blocks, label.id, (
-                label.device, label.lane == "late", label.trigger, tuple(rows[0].ts_ms.tolist()),  # type: ignore[union-attr]
-                rows[0].values.tobytes(), label.digest,
+                label.device, label.lane == "late", label.trigger, times, values, label.digest,
             ), label.id)
         for one, _, record in records("features"):
             feature = read_feature(record.value or b"")
@@ -322,13 +321,13 @@ class World:
             same(scored, found.outputs.scores, "scores")
             same(
                 {self._id(partition, "block", late, first): (
-                    name, late, trigger, ts, self._stored(model_at(int(trigger)), ts, values)   # type: ignore[call-overload]
-                 ) for (late, first), (name, trigger, _, ts, values, _) in want.blocks.items()},
+                    name, late, trigger, ts, self._stored(model_at(int(trigger)), ts, values, odd)   # type: ignore[call-overload]
+                 ) for (late, first), (name, trigger, _, ts, values, _, odd) in want.blocks.items()},
                 {key: value[:5] for key, value in found.outputs.blocks.items()}, "blocks",
             )
             same(
                 {self._id(partition, "features", late, first): gist
-                 for (late, first), (*_, gist) in want.blocks.items() if gist is not None},
+                 for (late, first), (*_, gist, _) in want.blocks.items() if gist is not None},
                 found.features, "features",
             )
             same(
@@ -352,7 +351,7 @@ class World:
     def _check_provisional(self, partition: int, found: Found, want: Expected) -> None:
         """Each names a block or an episode of the log, and says no more than the log does."""
         blocks = {self._id(partition, "block", late, first): (ts, values)
-                  for (late, first), (_, _, _, ts, values, _) in want.blocks.items()}
+                  for (late, first), (_, _, _, ts, values, *_) in want.blocks.items()}
         blocks |= {self._id(partition, "block", late, first): rows for (late, first), rows in want.open.items()}
         features = {self._id(partition, "features", late, first) for late, first in [*want.blocks, *want.open]}
         episodes = {content[7] for content in found.outputs.alarms.values() if content[0] == "opened"}
@@ -366,12 +365,20 @@ class World:
             else:
                 assert (kind, content in episodes) == ("closed", True), (kind, content)
 
-    def _stored(self, model: Model, ts_ms: Any, values: Any) -> bytes:
-        """What a block gives back of these rows: themselves, within the contract's bounds."""
+    def _stored(self, model: Model, ts_ms: Any, values: Any, in_episode: Any) -> bytes:
+        """What a block gives back of these rows: within the bounds, a tenth in and 32 rows before episodes."""
         rows = np.frombuffer(values, np.float32).reshape(len(ts_ms), -1)
         known = None if model.codec is None else codec.CodecModel.from_bytes(model.codec)
-        block = codec.encode_block(np.array(ts_ms), rows, self.contract.bounds, known)
-        stored = codec.decode_block(block, {} if known is None else {known.id: known}).values
+        fine = [any(in_episode[i : i + 1]) or any(
+            in_episode[j] and not in_episode[j - 1] for j in range(max(i, 1), min(i + 33, len(rows)))
+        ) for i in range(len(rows))]
+        stored = np.empty_like(rows)
+        fine = fine if self.contract.bounds.any() else [False] * len(rows)
+        for is_fine, group in itertools.groupby(range(len(rows)), fine.__getitem__):
+            at = list(group)
+            bounds = self.contract.bounds * (0.1 if is_fine else 1)
+            block = codec.encode_block(np.array(ts_ms)[at], rows[at], bounds, known)
+            stored[at] = codec.decode_block(block, {} if known is None else {known.id: known}).values
         off = np.abs(stored.astype(float) - rows) > self.contract.bounds
         assert not off.any(), "a value out of its bound"
         assert (np.isnan(stored) == np.isnan(rows)).all()

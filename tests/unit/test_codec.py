@@ -1,9 +1,13 @@
 """Blocks, models and files of blocks: one case each of what the laws say, and what the laws don't."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 from typer.testing import CliRunner
 
 from pipeline.cli.main import app
@@ -24,6 +28,7 @@ from pipeline.codec.summary import put_summary, summarise, take_summary
 from pipeline.codec.train import train_codec
 from pipeline.codec.wire import Reader
 from tests.golden.make_blocks import recording
+from tests.support.models import latent_model, small_contract, write_small_bundle
 
 BOUNDS = np.array([1e-2, 1e-2, 1e-4, 1e-3, 1e-3, 1e-1])
 TS_MS = 1_700_000_000_000 + 1000 * np.arange(500)
@@ -72,6 +77,22 @@ def test_an_episode_can_be_kept_finer_in_the_same_stream_at_its_own_cost(model: 
     sizes = [len(encode_block(TS_MS[:64], x, BOUNDS / finer, model)) for finer in (1.0, 4.0, 16.0)]
     assert sizes == sorted(sizes)
     assert sizes[1] - sizes[0] <= 6 * 64 * 2 / 8 + 8           # two bits a value and a header at the most
+
+
+@pytest.mark.parametrize("finer", [1.0, 10.0, np.inf])
+def test_the_errors_that_the_encoder_tells_are_those_that_a_reader_finds(model: CodecModel, finer: float) -> None:
+    x = recording(500, 2)
+    x[3, 1], x[70, 3] = np.nan, np.inf
+    x[100:164] = np.random.default_rng(0).normal(0, 1e9, (64, 6))    # off every rule: kept raw or as exceptions
+    rows = [(TS_MS[i : i + 64], x[i : i + 64]) for i in range(0, 448, 64)]
+    told = np.empty((len(rows), 6, 2))
+    coded = encode_blocks(rows, BOUNDS / finer, model, errors=told)
+    for (_, values), data, (largest, total) in zip(rows, coded, told.transpose(0, 2, 1), strict=True):
+        with np.errstate(invalid="ignore"):
+            miss = np.abs(decode_block(data, {model.id: model}).values.astype(np.float64) - values)
+        miss = np.where(np.isfinite(values), miss, 0)
+        assert np.allclose(largest, miss.max(axis=0), rtol=1e-12)
+        assert np.allclose(total, miss.sum(axis=0), rtol=1e-9)
 
 
 def test_a_relative_bound_keeps_a_share_of_each_value() -> None:
@@ -157,7 +178,7 @@ def test_a_file_cut_or_altered_is_refused(tmp_path: Path) -> None:
             list(BlockFile(path).read())
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet", "arrow"])
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "arrow", "jsonl"])
 def test_compress_inspect_decompress(tmp_path: Path, suffix: str) -> None:
     x = recording(300, 2)
     lines = [f"{t},{','.join(map(str, row))}" for t, row in zip(TS_MS[:300].tolist(), x.tolist(), strict=True)]
@@ -173,3 +194,46 @@ def test_compress_inspect_decompress(tmp_path: Path, suffix: str) -> None:
     if suffix == "csv":
         rows = np.genfromtxt(back, delimiter=",", skip_header=1)[:, 2:]
         assert (np.abs(rows - x) <= 1.001e-3 * np.ptp(x.astype(np.float64), axis=0)).all()
+
+
+def test_decompressing_bounded_blocks_loads_neither_onnxruntime_nor_torch(tmp_path: Path, model: CodecModel) -> None:
+    path = tmp_path / "f.nrw"
+    write_file(path, list("abcdef"), ["p1"], [(0, TS_MS, recording(500, 2))], BOUNDS, model)
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'onnxruntime', 'onnx', 'faust', 'aiokafka']));"
+        "from pathlib import Path; from pipeline.cli.compress import decompress;"
+        "decompress(Path(sys.argv[1]), Path(sys.argv[2]), None, None, None)"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(tmp_path / "back.csv")], capture_output=True, text=True,
+        check=False,
+    )
+    assert made.stdout.startswith("500 rows"), made.stderr
+
+
+def test_a_file_of_latent_blocks_carries_what_reads_it_and_says_its_errors(tmp_path: Path) -> None:
+    contract = small_contract(2)
+    codec = latent_model(contract)
+    bundle = write_small_bundle(tmp_path / "bundle", contract, latent_codec=codec.latent_codec)
+    x = np.random.default_rng(0).normal(0, 0.3, (100, 2)).astype(np.float32)
+    x[40, 1] = np.nan
+    lines = [f"{t},{a},{'' if b != b else b}" for t, (a, b) in zip(TS_MS.tolist(), x.tolist(), strict=False)]
+    (tmp_path / "in.csv").write_text("ts,c0,c1\n" + "\n".join(lines) + "\n")
+    runner, packed, back = CliRunner(), tmp_path / "f.nrw", tmp_path / "back.parquet"
+    made = runner.invoke(app, [
+        "compress", str(tmp_path / "in.csv"), "--latent", "--bundle", str(bundle.folder), "--out", str(packed),
+        "--block-rows", "25", "--bound", "1e-2",
+    ])
+    assert made.exit_code == 0, made.output
+    facts = json.loads(runner.invoke(app, ["inspect", str(packed), "--json"]).output)
+    assert facts["blocks"]["latent"] == 4
+    assert [one["blocks"] for one in facts["latent_errors"]] == [4, 3]
+    assert runner.invoke(app, ["decompress", str(packed), "--out", str(back)]).exit_code == 0
+    rows = parquet.read_table(back)
+    stored = np.stack([rows[name].to_numpy() for name in ("c0", "c1")], axis=1)
+    miss = np.abs(stored.astype(float) - x)
+    assert (np.isnan(stored) == np.isnan(x)).all()
+    assert (np.nanmax(miss, axis=0) <= [one["largest"] + 1e-6 for one in facts["latent_errors"]]).all()
+    assert np.nanmax(miss[25:50, 1]) <= 1.01e-2 * np.ptp(x[np.isfinite(x[:, 1]), 1])     # kept bounded: one is missing
+    refused = runner.invoke(app, ["compress", str(tmp_path / "in.csv"), "--latent", "--out", str(packed)])
+    assert "--bundle" in str(refused.exception)
