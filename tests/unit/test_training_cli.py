@@ -94,3 +94,13 @@ def test_a_file_without_time_is_refused_with_the_option_that_makes_one(folder: P
     (folder / "plain.csv").write_text("a,b\n" + "\n".join("1,2" for _ in range(50)))
     with pytest.raises(BadInput, match="--time-column none --step"):
         call("train", folder / "plain.csv", "--out", folder / "other")
+
+
+def test_memory_that_runs_out_is_told_with_the_setting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("training.sources.in_memory", out_of_memory)
+    with pytest.raises(BadInput, match="--memory-mb") as error:
+        call("train", folder / "pump.csv", "--out", folder / "other")
+    assert error.value.exit_code == 3
