@@ -416,6 +416,9 @@ def _tell(bundle: "Bundle", out: Path, seconds: float, json: bool) -> None:
     calibration = manifest.calibration
     print(f"  threshold {bundle.scorer.threshold:.4g}; {calibration['held_out_share']:.2%} of held-out rows lie over "
           f"one that is meant for {calibration['nominal_share']:.2%}")
+    if calibration["set_aside"]:
+        print(f"  {len(calibration['set_aside'])} devices with the highest scores set no threshold; with theirs, "
+              f"{calibration['share_of_all']:.2%} of held-out rows lie over it")
     if (out / "report" / "index.html").exists():
         print(f"  report {out / 'report' / 'index.html'}, card {out / 'card.md'}")
 
