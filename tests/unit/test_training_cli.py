@@ -67,7 +67,6 @@ def test_report_draws_precision_and_recall_where_labels_are_given(folder: Path) 
     call("report", folder / "bundle", folder / "pump.csv", "--label-column", "anomaly", "--out", folder / "pictures")
     assert (folder / "pictures" / "precision_recall.png").exists()
     assert (folder / "pictures" / "neighbours.png").exists()
-    assert "A linear classifier names the kind" in (folder / "pictures" / "card.md").read_text()
 
 
 def test_a_search_goes_on_from_its_journal_and_its_recipe_trains(folder: Path) -> None:
