@@ -52,7 +52,7 @@ Memory = Annotated[int | None, typer.Option("--memory", help="H, rows that a sco
 Hop = Annotated[int | None, typer.Option("--hop", help="Score one row in so many steps.", show_default="1")]
 MemoryMb = Annotated[
     float | None,
-    typer.Option("--memory-mb", min=1, help="Memory that rows may take; more rows are laid on disk beside OUT.",
+    typer.Option("--memory-mb", min=0.1, help="Memory that rows may take; more rows are laid on disk beside OUT.",
                  show_default="half of what is free"),
 ]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of torch; the weights depend on it.")]
