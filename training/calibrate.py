@@ -141,8 +141,8 @@ def held_out_share(score: np.ndarray, block: np.ndarray, share: float, raised: f
 
 
 def _refuse_mixed_rows(held_out: float, share: float, moved: float, rows: int) -> None:
-    cause = ("the training rows are not of one kind (a change of regime, or anomalies among them). Mask those rows, or "
-             "train on more of them")
+    cause = ("the training rows are not of one kind (a change of regime, or anomalies among them). Mask those rows, "
+             "train on more of them, or keep them with --accept-shift: the card then tells the share")
     if held_out > REFUSED_RATIO * share and held_out * rows >= 10:
         raise BadInput(f"{held_out:.1%} of held-out normal rows lie over a threshold meant for {share:.1%}: {cause}")
     if moved > REFUSED_MOVED:

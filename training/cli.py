@@ -3,11 +3,12 @@
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-import numpy as np
 import typer
 import yaml
 
@@ -25,7 +26,7 @@ from pipeline.cli.options import (
     TimeUnit,
 )
 from pipeline.config import parse_yaml
-from pipeline.core.contract import Contract, parse_contract
+from pipeline.core.contract import parse_contract
 from pipeline.errors import BadInput
 from pipeline.formats.files import Table, split_columns
 from training.history import Epoch, History
@@ -33,7 +34,7 @@ from training.recipe import FAMILIES, WITHOUT_TORCH, Recipe, parse_recipe
 
 if TYPE_CHECKING:
     from pipeline.registry.bundle import Bundle
-    from training.prepare import Prepared
+    from training.sources import Asked, Source
 
 Sources = Annotated[
     list[str] | None,
@@ -49,6 +50,11 @@ ContractFile = Annotated[Path | None, typer.Option("--contract", help="YAML or J
 Window = Annotated[int | None, typer.Option("--window", help="T, rows that the model sees at once.", show_default="32")]
 Memory = Annotated[int | None, typer.Option("--memory", help="H, rows that a score may depend on.", show_default="160")]
 Hop = Annotated[int | None, typer.Option("--hop", help="Score one row in so many steps.", show_default="1")]
+MemoryMb = Annotated[
+    float | None,
+    typer.Option("--memory-mb", min=0.1, help="Memory that rows may take; more rows are laid on disk beside OUT.",
+                 show_default="half of what is free"),
+]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of torch; the weights depend on it.")]
 
 
@@ -90,6 +96,7 @@ def train(
     is_quantised: Annotated[bool, typer.Option("--int8", help="8-bit weights where detection holds.")] = False,
     has_report: Annotated[bool, typer.Option("--report/--no-report", help="Pictures and model card.")] = True,
     threads: Threads = 1,
+    memory_mb: MemoryMb = None,
     json: Json = False,
 ) -> None:
     """Train a model, calibrate it on held-out rows, export it to ONNX, and write a bundle with report and card.
@@ -101,23 +108,20 @@ def train(
     """
     began = time.monotonic()
     wishes = _wishes(recipe_file, changes, model=model, latent=latent, epochs=epochs, seed=seed)
-    table, contract, source = _rows_of(
-        sources, from_topic, since, stream, config, contract_file, window, memory, hop,
-        {"time_column": time_column, "time_unit": time_unit, "step": step, "device_column": device_column,
-         "ignore_columns": ignore_columns, "context_columns": context_columns, "label_columns": label_columns,
-         "rows": rows, "missing": missing}, wishes)
-    labels = split_columns(label_columns or ())
-    masked = _labelled(table, labels)
-    masked = _uncontaminated(table, contract, masked, source, trim=trim, accept=accept_shift)
+    options = {"time_column": time_column, "time_unit": time_unit, "step": step, "device_column": device_column,
+               "ignore_columns": ignore_columns, "context_columns": context_columns, "label_columns": label_columns,
+               "rows": rows, "missing": missing}
     calibration = {"nominal": nominal, "alerts_per_device_week": alerts_per_week, "refuse": not accept_shift}
-    if wishes["model"] in WITHOUT_TORCH:
-        bundle, prepared, history = _baseline(table, contract, wishes, out, masked, source, calibration)
-    else:
-        bundle, prepared, history = _torch(
-            table, contract, parse_recipe(wishes), out, masked, source, calibration, resume=resume,
-            threads=threads, is_quantised=is_quantised)
-    if has_report:
-        _write_report(bundle, prepared, history, table, labels, out)
+    asked = _asked(contract_file, out, options, window=window, memory=memory, hop=hop, memory_mb=memory_mb, trim=trim,
+                   accept=accept_shift)
+    with _told_memory(), _rows_of(sources, (from_topic, since, stream, config), options, asked, wishes) as ready:
+        if wishes["model"] in WITHOUT_TORCH:
+            bundle, history = _baseline(ready, wishes, out, calibration), None
+        else:
+            bundle, history = _torch(ready, parse_recipe(wishes), out, calibration, resume=resume, threads=threads,
+                                     is_quantised=is_quantised)
+        if has_report:
+            _write_report(bundle, ready, history, out)
     _tell(bundle, out, time.monotonic() - began, json)
 
 
@@ -148,6 +152,7 @@ def tune(
     label_columns: Labels = None,
     missing: Missing = None,
     threads: Threads = 1,
+    memory_mb: MemoryMb = None,
     json: Json = False,
 ) -> None:
     """Search settings of training by held-out error over blocks of time; killed, it goes on from its journal.
@@ -157,24 +162,20 @@ def tune(
     wishes = _wishes(recipe_file, changes, model=model, latent=latent, epochs=epochs or 15, seed=seed)
     if wishes["model"] in WITHOUT_TORCH:
         raise BadInput(f"--model {wishes['model']}: a baseline has nothing to tune; give one of {', '.join(FAMILIES)}")
-    table, contract, _ = _rows_of(
-        sources, None, None, None, None, contract_file, window, None, None,
-        {"time_column": time_column, "time_unit": time_unit, "step": step, "device_column": device_column,
-         "ignore_columns": ignore_columns, "context_columns": context_columns, "label_columns": label_columns,
-         "rows": rows, "missing": missing}, wishes)
+    options = {"time_column": time_column, "time_unit": time_unit, "step": step, "device_column": device_column,
+               "ignore_columns": ignore_columns, "context_columns": context_columns, "label_columns": label_columns,
+               "rows": rows, "missing": missing}
+    # Odd rows are kept, as every trial learns from the same ones; `narrows train` refuses them.
+    asked = _asked(contract_file, out, options, window=window, memory_mb=memory_mb, accept=True)
     torch = _torch_module(threads)
-    from training import data
-    from training.prepare import prepare
     from training.tune import tune as search
 
     torch.set_num_threads(threads)
-    data.check_order(table)
-    prepared = prepare(contract, table.devices, table.device, table.ts_ms, data.in_contract_order(table, contract),
-                       mask=_labelled(table, split_columns(label_columns or ())))
-    tuned = search(
-        prepared, parse_recipe(wishes), journal or out.with_name(f"{out.name}.journal"), trials=trials,
-        timeout_s=timeout_s, folds=folds,
-        progress=lambda number, error, best: _say(f"trial {number}: {error:.4f}, best {best:.4f}"))
+    with _told_memory(), _rows_of(sources, None, options, asked, wishes) as ready:
+        tuned = search(
+            ready.prepared, parse_recipe(wishes), journal or out.with_name(f"{out.name}.journal"), trials=trials,
+            timeout_s=timeout_s, folds=folds,
+            progress=lambda number, error, best: _say(f"trial {number}: {error:.4f}, best {best:.4f}"))
     # The search's short epochs are not the training's: the rest of the recipe keeps its defaults.
     chosen = {name: value for name, value in msgspec.to_builtins(tuned.recipe).items()
               if value != msgspec.to_builtins(Recipe())[name] and name != "epochs"}
@@ -294,104 +295,88 @@ def _read(sources: list[str] | None, options: dict[str, Any]) -> Table:
     return read_told([Path(source) for source in sources], file_options(**options))
 
 
-def _rows_of(
-    sources: list[str] | None, topic: str | None, since: str | None, stream: str | None, config: Path | None,
-    contract_file: Path | None, window: int | None, memory: int | None, hop: int | None, options: dict[str, Any],
-    wishes: dict[str, Any],
-) -> tuple[Table, Contract, dict[str, Any]]:
-    """The rows to learn from, their contract, and where they come from for the manifest."""
-    from training import data, examples
+def _asked(
+    contract_file: Path | None, out: Path, options: dict[str, Any], *, window: int | None, memory_mb: float | None,
+    memory: int | None = None, hop: int | None = None, trim: bool = False, accept: bool = False,
+) -> "Asked":
+    from training.sources import Asked
 
     contract = parse_contract(_yaml(contract_file)) if contract_file is not None else None
-    if topic is not None:
-        from training.from_topic import read_since
-
-        return read_since(topic, since, stream, config, contract)
-    if sources and len(sources) == 1 and sources[0] in examples.EXAMPLES and not Path(sources[0]).exists():
-        made = examples.EXAMPLES[sources[0]]()
-        for name, value in made.recipe.items():
-            wishes.setdefault(name, value)
-        return made.table, made.contract, {"example": sources[0]}
+    step_ms = round(options["step"] * 1000) if options["step"] else None
+    sizes = {"window": window, "memory": memory, "hop": hop, "step_ms": step_ms}
     if contract is not None:
         options["channels"] = contract.names
-    table = _read(sources, options)
-    source = {"files": [str(path) for path in sources or ()], "rows_of_each": options["rows"]}
-    if contract is None:
-        sizes = {"window": window, "memory": memory, "hop": hop}
-        step_ms = round(options["step"] * 1000) if options["step"] else None
-        given = {name: size for name, size in sizes.items() if size is not None}
-        contract = data.derive_contract(table, step_ms=step_ms, **given)
-    return table, contract, source
+    return Asked(
+        contract, {name: size for name, size in sizes.items() if size is not None},
+        split_columns(options["label_columns"] or ()), out.with_name(f"{out.name}.spool"), trim, accept, memory_mb)
 
 
-def _labelled(table: Table, labels: tuple[str, ...]) -> np.ndarray | None:
-    """Rows that a label column calls anomalous: never learned from."""
-    if not labels:
-        return None
-    from training.evaluate import any_label
+@contextmanager
+def _rows_of(
+    sources: list[str] | None, topic: tuple[str | None, str | None, str | None, Path | None] | None,
+    options: dict[str, Any], asked: "Asked", wishes: dict[str, Any],
+) -> "Iterator[Source]":
+    """The rows to learn from. topic : its name, since when, the stream that reads it, the configuration."""
+    from training import examples
+    from training import sources as rooms
 
-    masked = any_label(table, labels) > 0
-    if masked.any():
-        _say(f"{int(masked.sum())} rows labelled anomalous are left out of training and calibration")
-    return masked
+    if topic is not None and topic[0] is not None:
+        from training.from_topic import reach
 
-
-def _uncontaminated(
-    table: Table, contract: Contract, masked: np.ndarray | None, source: dict[str, Any], *, trim: bool, accept: bool
-) -> np.ndarray | None:
-    """The mask with odd rows in it where they are trimmed; what was found goes into the manifest."""
-    from training import contamination, data
-
-    if masked is None and not accept:
-        contamination.check_labels(table)
-    odd = contamination.find(contract, table.devices, table.device, data.in_contract_order(table, contract), masked)
-    if not odd.rows.any():
-        return masked
-    if not (trim or accept):
-        contamination.check(odd)
-    _say(f"{odd.sentence()}; {'left out' if trim else 'kept'}")
-    source["odd_rows"] = {"share": odd.share, "left_out": trim, "devices": [list(one) for one in odd.devices[:10]]}
-    if not trim:
-        return masked
-    return odd.rows if masked is None else masked | odd.rows
+        with rooms.from_topic(reach(topic[0], *topic[1:], asked.contract), asked) as ready:
+            yield ready
+        return
+    if not sources:
+        raise BadInput("no file given: name CSV, Parquet or JSON lines files, or an example: digits, tones")
+    if len(sources) == 1 and sources[0] in examples.EXAMPLES and not Path(sources[0]).exists():
+        ready, recipe = rooms.from_example(sources[0])
+        for name, value in recipe.items():
+            wishes.setdefault(name, value)
+        yield ready
+        return
+    with rooms.from_files([Path(source) for source in sources], file_options(**options), asked) as ready:
+        yield ready
 
 
-def _baseline(
-    table: Table, contract: Contract, wishes: dict[str, Any], out: Path, masked: np.ndarray | None,
-    source: dict[str, Any], calibration: dict[str, Any],
-) -> "tuple[Bundle, Prepared, History | None]":
-    from training import data
+@contextmanager
+def _told_memory() -> Iterator[None]:
+    """Memory that ran out while rows were read or looked at, as what to do. The loop tells its own (`loop.fit`)."""
+    try:
+        yield
+    except MemoryError as error:
+        raise BadInput(
+            "out of memory: give a lower --memory-mb, over which rows are laid on disk; or fewer rows (--rows), or a "
+            "shorter --window") from error
+
+
+def _baseline(ready: "Source", wishes: dict[str, Any], out: Path, calibration: dict[str, Any]) -> "Bundle":
     from training.calibrate import calibrate
     from training.compare import compare
     from training.make_baseline import fit_without_torch, write_calibrated
-    from training.prepare import prepare
 
-    data.check_order(table)
-    values = data.in_contract_order(table, contract)
-    prepared = prepare(contract, table.devices, table.device, table.ts_ms, values, mask=masked)
     kind = wishes["model"]
-    model, members = fit_without_torch(prepared, kind)
-    quality = compare({kind: model}, prepared)
-    bundle = write_calibrated(
-        prepared, model, calibrate(model, prepared, members=members, **calibration), out, family=kind, members=members,
-        seed=wishes.get("seed", 0), data=source, quality=quality, created_ms=time.time_ns() // 1_000_000)
-    return bundle, prepared, None
+    model, members = fit_without_torch(ready.prepared, kind)
+    return write_calibrated(
+        ready.prepared, model, calibrate(model, ready.prepared, members=members, **calibration), out, family=kind,
+        members=members, seed=wishes.get("seed", 0), data=ready.source, quality=compare({kind: model}, ready.prepared),
+        created_ms=time.time_ns() // 1_000_000)
 
 
 def _torch(
-    table: Table, contract: Contract, recipe: Recipe, out: Path, masked: np.ndarray | None, source: dict[str, Any],
-    calibration: dict[str, Any], *, resume: bool, threads: int, is_quantised: bool,
-) -> "tuple[Bundle, Prepared, History | None]":
+    ready: "Source", recipe: Recipe, out: Path, calibration: dict[str, Any], *, resume: bool, threads: int,
+    is_quantised: bool,
+) -> "tuple[Bundle, History]":
     torch = _torch_module(threads)
-    from training.train import train as run
+    from training.train import train_on_windows
 
     torch.set_num_threads(threads)
     state = out.with_name(f"{out.name}.checkpoint")
     with _Progress(recipe) as progress:
-        made = run(table, contract, recipe, out, masked=masked, source=source, progress=progress, state=state,
-                   resume=resume, is_quantised=is_quantised, **calibration)
+        made = train_on_windows(
+            ready.prepared, ready.windows(recipe.validation), recipe, out, source=ready.source, progress=progress,
+            state=state, resume=resume, is_quantised=is_quantised, **calibration)
     state.unlink(missing_ok=True)
-    return made.bundle, made.prepared, made.history
+    return made.bundle, made.history
 
 
 def _torch_module(threads: int) -> Any:
@@ -403,16 +388,15 @@ def _torch_module(threads: int) -> Any:
     return torch
 
 
-def _write_report(
-    bundle: "Bundle", prepared: "Prepared", history: History | None, table: Table, labels: tuple[str, ...], out: Path
-) -> None:
+def _write_report(bundle: "Bundle", ready: "Source", history: History | None, out: Path) -> None:
     from training import report as reports
     from training.evaluate import any_label, lay_out
 
+    table, labels = ready.table, ready.labels
     _, order = lay_out(bundle, table)
     label = any_label(table, labels)[order] if labels else None
     classes = table.labels["class"][order] if "class" in table.labels and not labels else None
-    page = reports.make(bundle, prepared, history, label, classes=classes)
+    page = reports.make(bundle, ready.prepared, history, label, classes=classes)
     page.write(out / "report")
     (out / "card.md").write_text(page.card)
 
@@ -432,6 +416,9 @@ def _tell(bundle: "Bundle", out: Path, seconds: float, json: bool) -> None:
     calibration = manifest.calibration
     print(f"  threshold {bundle.scorer.threshold:.4g}; {calibration['held_out_share']:.2%} of held-out rows lie over "
           f"one that is meant for {calibration['nominal_share']:.2%}")
+    if calibration["set_aside"]:
+        print(f"  {len(calibration['set_aside'])} devices with the highest scores set no threshold; with theirs, "
+              f"{calibration['share_of_all']:.2%} of held-out rows lie over it")
     if (out / "report" / "index.html").exists():
         print(f"  report {out / 'report' / 'index.html'}, card {out / 'card.md'}")
 

@@ -73,23 +73,22 @@ def find(
     return Oddness(rows, float(rows.sum() / max(1, usable.sum())), tuple(told))
 
 
-def labelled_share(table: Table) -> tuple[str, float]:
-    """The column called like a label that marks most rows, and its share; ("", 0) where there is none."""
-    shares = {"": 0.0}
-    for name, column in table.labels.items():
-        is_label = name.lower() in LABEL_NAMES and not name.lower().startswith("change")
-        if is_label and np.issubdtype(column.dtype, np.number):
-            shares[name] = float((np.nan_to_num(column.astype(np.float64)) > 0).mean())
-    worst = max(shares, key=lambda name: shares[name])
-    return worst, shares[worst]
+def labelled_shares(table: Table) -> dict[str, float]:
+    """Share of the rows that each column called like a label marks."""
+    return {
+        name: float((np.nan_to_num(column.astype(np.float64)) > 0).mean()) for name, column in table.labels.items()
+        if name.lower() in LABEL_NAMES and not name.lower().startswith("change")
+        and np.issubdtype(column.dtype, np.number)
+    }
 
 
-def check_labels(table: Table) -> None:
-    """Raises BadInput when the file's own label column marks more than 5 % of the rows."""
-    name, share = labelled_share(table)
-    if share > REFUSED_SHARE:
-        raise BadInput(f"column {name!r} marks {share:.1%} of these rows as anomalous, and they would be learned as "
-                       f"normal: --label-column {name} leaves them out, --rows takes others, --accept-shift keeps them")
+def check_labels(shares: dict[str, float]) -> None:
+    """Raises BadInput when the data's own label column marks more than 5 % of the rows. shares : `labelled_shares`."""
+    name = max(shares, key=lambda name: shares[name], default="")
+    if shares.get(name, 0.0) > REFUSED_SHARE:
+        raise BadInput(f"column {name!r} marks {shares[name]:.1%} of these rows as anomalous, and they would be "
+                       f"learned as normal: --label-column {name} leaves them out, --rows takes others, "
+                       "--accept-shift keeps them")
 
 
 def check(oddness: Oddness) -> None:

@@ -22,9 +22,12 @@ LABEL_NAMES = re.compile(
 
 
 def derive_contract(
-    table: Table, *, window: int = 32, memory: int = 160, hop: int = 1, step_ms: int | None = None
+    table: Table, *, window: int = 32, memory: int = 160, hop: int = 1, step_ms: int | None = None,
+    ranges: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Contract:
     """A contract from the data: all channels, median step, bounds of 1e-3 of each channel's range.
+
+    ranges : least and greatest value of each channel, (C,) each, NaN where it has none, where the table is a sample.
 
     Times that the default contract gives in seconds at 1 Hz become as many steps.
     Raises BadInput for a label among the channels, a channel without a value, and a constant sensor (context may be
@@ -34,9 +37,11 @@ def derive_contract(
     for place, name in enumerate(table.channels):
         column = table.values[:, place]
         finite = column[np.isfinite(column)]
-        if not len(finite):
+        low, high = (float(finite.min()), float(finite.max())) if len(finite) else (np.nan, np.nan)
+        if ranges is not None:
+            low, high = float(ranges[0][place]), float(ranges[1][place])
+        if np.isnan(low):
             raise BadInput(f"channel {name!r} has no value in any row: --ignore-columns {name}")
-        low, high = float(finite.min()), float(finite.max())
         is_context = name in table.context
         if LABEL_NAMES.match(name) and len(np.unique(finite[:100_000])) <= 10:
             raise BadInput(f"channel {name!r} looks like a label, which is never a feature: --ignore-columns {name}, "

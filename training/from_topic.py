@@ -1,5 +1,7 @@
 """`narrows train --from-topic`: rows between offsets that are fixed before the first record is read."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,17 +11,47 @@ from pipeline.core.contract import Contract
 from pipeline.errors import BadInput
 from pipeline.formats import Format
 from pipeline.formats.files import Table
+from pipeline.topics.client import Settings
 from pipeline.topics.reader import begin_offsets, end_offsets, offsets_at
-from training.topic import main_lane, read_table
+from training.topic import Ranges, main_lane, read_blocks, read_table
 
 
-def read_since(
-    topic: str, since: str | None, stream: str | None, config: Path | None, contract: Contract | None
-) -> tuple[Table, Contract, dict[str, Any]]:
-    """All rows of a topic from a time on, decoded as the worker decodes them; contract; offsets for the manifest.
+@dataclass(frozen=True)
+class Reach:
+    """Rows of a topic between offsets that were fixed when this was made.
 
-    The contract is the given one, else that of the configured stream that reads this topic.
-    Raises BadInput when no contract can be had or nothing lies in the range; Unreachable without a broker.
+    contract : the given one, else that of the configured stream that reads this topic.   source : for the manifest.
+    """
+
+    client: Settings
+    topic: str
+    ranges: Ranges
+    contract: Contract
+    format: Format
+
+    @property
+    def records(self) -> int:
+        """How many there are at most."""
+        return sum(end - start for start, end in self.ranges.values())
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What the manifest says of it."""
+        return {"topic": self.topic, "ranges": {str(partition): list(span) for partition, span in self.ranges.items()}}
+
+    def table(self) -> Table:
+        """All rows of the main lane. Raises BadInput when nothing lies in the range."""
+        return main_lane(read_table(self.client, self.topic, self.ranges, self.contract, self.format))
+
+    def blocks(self) -> Iterator[Table]:
+        """All rows, late ones too, a batch of records at a time."""
+        return read_blocks(self.client, self.topic, self.ranges, self.contract, self.format)
+
+
+def reach(topic: str, since: str | None, stream: str | None, config: Path | None, contract: Contract | None) -> Reach:
+    """All rows of a topic from a time on, decoded as the worker decodes them.
+
+    Raises BadInput when no contract can be had; Unreachable without a broker.
     """
     settings = load_config(config)
     read_by = _stream(settings, topic, stream)
@@ -31,9 +63,7 @@ def read_since(
     last = end_offsets(client, topic)
     first = begin_offsets(client, topic) if since is None else offsets_at(client, topic, _epoch_ms(since))
     ranges = {partition: (min(first[partition], end), end) for partition, end in last.items()}
-    table = read_table(client, topic, ranges, contract, read_by.format if read_by else Format())
-    source = {"topic": topic, "ranges": {str(partition): list(span) for partition, span in ranges.items()}}
-    return main_lane(table), contract, source
+    return Reach(client, topic, ranges, contract, read_by.format if read_by else Format())
 
 
 def _stream(settings: Config, topic: str, name: str | None) -> Stream | None:

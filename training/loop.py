@@ -25,6 +25,8 @@ from training.models import Autoencoder
 from training.recipe import Recipe
 from training.windows import Windows
 
+SHUFFLED = 1 << 20   # windows whose order is drawn at once
+
 
 class TrainingDiverged(BadInput):
     """The loss became NaN or infinite; the message says where, the last good weights are back in the model."""
@@ -208,13 +210,23 @@ class Runner:
         return nullcontext()
 
     def _batches(self, number: int, limit: int) -> Iterator[np.ndarray]:
-        """Shuffled windows of this epoch; a long data set goes on where the last epoch stopped."""
+        """Shuffled windows of this epoch; a long data set goes on where the last epoch stopped.
+
+        More than SHUFFLED windows are taken in rounds, each spread evenly over all of them, so that the order of no
+        more than that many is ever in memory.
+        """
         size, count = self.recipe.batch, len(self.train)
-        all_steps = max(1, math.ceil(count / size))
+        rounds = -(-count // SHUFFLED)
+        sizes = [-(-len(range(turn, count, rounds)) // size) for turn in range(rounds)]     # mini-batches of each round
+        order, shown = None, -1
         for place in range(min(limit, self.per_epoch)):
-            lap, at = divmod((number - 1) * self.per_epoch + place, all_steps)
-            if place == 0 or at == 0:
-                order = np.random.default_rng([self.recipe.seed, lap]).permutation(count)
+            lap, at = divmod((number - 1) * self.per_epoch + place, sum(sizes))
+            turn = int(np.searchsorted(np.cumsum(sizes), at, side="right"))
+            at -= sum(sizes[:turn])
+            if order is None or shown != lap * rounds + turn:
+                shown = lap * rounds + turn
+                shuffled = np.random.default_rng([self.recipe.seed, shown])
+                order = turn + rounds * shuffled.permutation(len(range(turn, count, rounds)))
             which = order[at * size : (at + 1) * size]
             if len(which) > 1 or count == 1:                         # batch norm can't take a batch of one
                 yield which

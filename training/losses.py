@@ -29,7 +29,10 @@ class Batch:
 
 
 def reconstruction(kind: str, rebuilt: Tensor, batch: Batch) -> Tensor:
-    """Mean loss over the counted targets; scalar. Missing targets neither count nor pass a gradient."""
+    """Mean loss over the counted targets; scalar. Missing targets neither count nor pass a gradient.
+
+    cross_entropy compares the logistic of both, so that its least lies where `rebuilt` is the target, in scaled units.
+    """
     if kind == "mse":
         error = (rebuilt - batch.target) ** 2
     elif kind == "mae":
@@ -37,7 +40,7 @@ def reconstruction(kind: str, rebuilt: Tensor, batch: Batch) -> Tensor:
     elif kind == "huber":
         error = functional.huber_loss(rebuilt, batch.target, reduction="none")
     else:
-        error = functional.binary_cross_entropy_with_logits(rebuilt, batch.target.clamp(0, 1), reduction="none")
+        error = functional.binary_cross_entropy_with_logits(rebuilt, batch.target.sigmoid(), reduction="none")
     if batch.weight is None:
         return error.mean()
     return (error * batch.weight).sum() / batch.weight.sum().clamp_min(1e-12)
@@ -59,18 +62,31 @@ def contraction(z: Tensor, x: Tensor) -> Tensor:
     return slope.square().flatten(1).sum(1).mean()
 
 
+def seen(batch: Batch, recipe: Recipe) -> Tensor:
+    """What the encoder is given in training: corrupted, and open to a gradient where the contraction asks for one."""
+    x = corrupt(batch.x, recipe)
+    return x.detach().requires_grad_() if recipe.contractive else x
+
+
+def penalties(model: "Autoencoder", z: Tensor, x: Tensor) -> Tensor:
+    """The recipe's penalties on the latent and the weights, which any family can take; scalar.
+
+    z : (B,D), made from x, from `seen`.
+    """
+    recipe = model.recipe
+    total = z.new_zeros(())
+    if recipe.sparse:
+        total = total + recipe.sparse * z.abs().mean()
+    if recipe.contractive:
+        total = total + recipe.contractive * contraction(z, x)
+    if recipe.l1:
+        weights = model.weights_of(model.parts[0])
+        total = total + recipe.l1 * sum((weight.abs().sum() for weight in weights), z.new_zeros(()))
+    return total
+
+
 def objective(model: "Autoencoder", batch: Batch, epoch: int) -> Tensor:
     """Reconstruction plus the recipe's penalties: the loss of every family that has one part."""
-    recipe = model.recipe
-    x = corrupt(batch.x, recipe)
-    if recipe.contractive:
-        x = x.detach().requires_grad_()
+    x = seen(batch, model.recipe)
     z, penalty = model.draw(x, epoch)
-    loss = reconstruction(recipe.loss, model.decode(z), batch) + penalty
-    if recipe.sparse:
-        loss = loss + recipe.sparse * z.abs().mean()
-    if recipe.contractive:
-        loss = loss + recipe.contractive * contraction(z, x)
-    if recipe.l1:
-        loss = loss + recipe.l1 * sum((weight.abs().sum() for weight in model.parameters()), loss.new_zeros(()))
-    return loss
+    return reconstruction(model.recipe.loss, model.decode(z), batch) + penalty + penalties(model, z, x)

@@ -41,10 +41,16 @@ def losses(history: History) -> bytes:
         axes.plot(numbers, [epoch.train for epoch in history.epochs], color=MEASURED, label="training (with penalties)")
         axes.plot([0, *numbers], [history.first_loss, *(epoch.held_out for epoch in history.epochs)], color=SAID,
                   label="held out")
-        axes.axvline(history.best, color=GREY, linestyle=":", label=f"kept: epoch {history.best}")
+        kept = f"epoch {history.best}" if history.best else "the start, no epoch was better held out"
+        axes.axvline(history.best, color=GREY, linestyle=":", label=f"kept: {kept}")
         positive = [v for e in history.epochs for v in (e.train, e.held_out) if np.isfinite(v)]
         if positive and min(positive) > 0:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            if max(positive) < 3 * min(positive):                    # hardly a decade: plain steps read better
+                axes.set_yscale("linear")
         axes.set(xlabel="epoch", ylabel="loss", title="Loss")
         axes.legend()
         return _png(figure)
@@ -219,8 +225,8 @@ def gallery(pictures: np.ndarray, title: str, columns: int = 12) -> bytes:
         return _png(figure)
 
 
-def curves(sets: Mapping[str, np.ndarray], names: Sequence[str], title: str, columns: int = 6) -> bytes:
-    """Windows as lines, one column a window, one row a set: real beside generated. sets : (n, T, S) each."""
+def curves(sets: Mapping[str, np.ndarray], title: str, columns: int = 6) -> bytes:
+    """Windows as lines, one column a window, one row a set: windows above their neighbours. sets : (n, T, S) each."""
     with mpl.rc_context(STYLE):
         figure = _figure(1.7 * columns, 0.4 + 1.5 * len(sets))
         grid = figure.subplots(len(sets), columns, sharey=True, squeeze=False)
@@ -231,7 +237,7 @@ def curves(sets: Mapping[str, np.ndarray], names: Sequence[str], title: str, col
                 if place < len(windows):
                     axes.plot(windows[place], linewidth=0.7)
             grid[row, 0].set_ylabel(name)
-        figure.suptitle(f"{title} ({', '.join(names)})" if len(names) <= 4 else title, x=0.01, ha="left", fontsize=10)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         return _png(figure)
 
 

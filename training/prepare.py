@@ -65,13 +65,14 @@ class Prepared:
 def prepare(
     contract: Contract, devices: Sequence[str], device: np.ndarray, ts_ms: np.ndarray, values: np.ndarray,
     mask: np.ndarray | None = None, shares: tuple[float, float, float] = SHARES, drift_sd: float = DRIFT_SD,
-    pardoned: np.ndarray | None = None,
+    pardoned: np.ndarray | None = None, part: np.ndarray | None = None, scaling: Scaling | None = None,
 ) -> Prepared:
     """Groups, splits and scales rows.
 
     devices : names.   device : (n,) index into them.   ts_ms : (n,).   values : (n, C) in the contract's order.
     mask    : (n,) bool, rows to leave out of learning and judging (alerted, marked, labelled anomalous).
     pardoned : (n,) bool, rows of alerts marked as false: left out likewise, and made silent in calibration.
+    part, scaling : where these rows are a sample of more, each row's part and the scaling of all.
     Rows not newer than the device's newest are dropped, as the main lane of the stream would not see them.
     Raises BadInput when no device has enough rows for one window in each part.
     """
@@ -86,7 +87,10 @@ def prepare(
     if forgiven is not None:
         masked |= forgiven
     whole = are_short(device, contract.window)
-    part = split_devices(device, ts_ms, masked, shares) if whole else split(device, masked, shares)
+    if part is not None:
+        part = np.where(masked, np.int8(-1), part[order])
+    else:
+        part = split_devices(device, ts_ms, masked, shares) if whole else split(device, masked, shares)
     if not (part == CALIBRATION).sum() or not (part == FIT).sum():
         raise BadInput(f"{len(order)} usable rows are too few to train, and to hold out rows to judge by: give more")
     known = (part == FIT) | (part == COVARIANCE)
@@ -97,7 +101,8 @@ def prepare(
         if len({channel.unit for channel in contract.channels} - {""}) == 1:
             scaling = _alike(values[known])      # the points of a picture: their heights among each other count
     else:
-        scaling, drifted = _scale(contract, devices, device, values, known, drift_sd)
+        scaling = scaling or scalings.fit(values[known], device[known], devices)
+        scaling, drifted = _without_drift(contract, devices, device, values, known, drift_sd, scaling)
     index = scaling.index(list(devices))[device] if len(devices) else device
     run = run_lengths(device, ts_ms, contract.max_gap_ms)
     if not (run >= contract.window).any():
@@ -159,11 +164,10 @@ def _newer(device: np.ndarray, ts_ms: np.ndarray) -> np.ndarray:
     return newer
 
 
-def _scale(
+def _without_drift(
     contract: Contract, devices: Sequence[str], device: np.ndarray, values: np.ndarray, known: np.ndarray,
-    drift_sd: float,
+    drift_sd: float, scaling: Scaling,
 ) -> tuple[Scaling, dict[str, list[str]]]:
-    scaling = scalings.fit(values[known], device[known], devices)
     drifts = np.array([drift(values[span][known[span]][:, contract.sensors]) for span in spans(device)])
     if len(drifts) >= DRIFT_FLEET:
         drifts = np.broadcast_to(np.median(drifts, axis=0), drifts.shape)   # a trait of the channel, not of one device
@@ -173,6 +177,8 @@ def _scale(
     places = scaling.index([devices[int(device[span.start])] for span in spans(device)])
     for place, gone in zip(places, out, strict=True):
         scale[place, contract.sensors[gone]] = np.nan
+    if len(drifts) >= DRIFT_FLEET:
+        scale[:, contract.sensors[out[0]]] = np.nan                  # devices that stand in no sample too
     scale[-1, contract.sensors[out.all(axis=0)]] = np.nan
     names = {
         scaling.devices[place]: [contract.names[channel] for channel in contract.sensors[gone]]

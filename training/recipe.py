@@ -30,7 +30,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     too, alone by the network and nothing else (`training.ensemble`).
 
     The loss. Means over finite targets only. `newest_weight` counts the newest row, the one that is scored, as that
-    many rows. cross_entropy wants targets in 0..1 and reads the output as logits.
+    many rows. cross_entropy compares the logistic of scaled values.
     sparse, contractive : weight of mean |z| and of the encoder's squared Jacobian (0 leaves them out).
     denoise             : sd of the noise put on the inputs, in scaled units; `drop_inputs` blanks that share of them.
     beta, beta_warmup   : weight of the KL term, reached in a straight line over that many epochs.

@@ -12,9 +12,11 @@ import numpy as np
 from pipeline.registry.bundle import Bundle
 from pipeline.scoring.session import Session
 from training import data, pictures
+from training.calibrate import filter_rows, residual_rows
 from training.evaluate import Scored, score_prepared
 from training.history import History
 from training.prepare import CALIBRATION, FIT, Prepared
+from training.windows import Windows
 
 MOST_POINTS = 3000    # windows of the latent map
 STRETCH = 600         # rows of the picture of rebuilt channels
@@ -65,10 +67,11 @@ def make(
     wrong = None if label is None else scored.score[scored.is_scored & (label > 0)]
     made["scores.png"] = (pictures.scores(scored.score[normal], scored.threshold, wrong),
                           "Scores of held-out rows and the threshold.")
-    made["latent.png"] = (_latent(bundle, prepared, label if classes is None else classes),
+    made["latent.png"] = (_latent(bundle, prepared, label if classes is None else classes,
+                                 "anomalous" if classes is None else "class"),
                           "Windows in the latent space, on its two main axes.")
     quality = {name: values for name, values in bundle.manifest.quality.items() if isinstance(values, dict)}
-    made["channels.png"] = (pictures.channel_errors(bundle.manifest.sensors, _by_channel(bundle, scored, held_out)),
+    made["channels.png"] = (pictures.channel_errors(_told_drifts(bundle), _by_channel(bundle, scored, held_out)),
                             "Where the error sits. `raw` predicts each channel's mean.")
     if quality:
         made["families.png"] = (
@@ -76,13 +79,16 @@ def make(
             "Held-out error beside the baselines. A larger latent rebuilds more; compare it with D.")
     if label is not None and 0 < np.nanmean(label[scored.is_scored]) < 1:
         known = scored.is_scored & np.isfinite(label)
+        curves = {name: score[known] for name, score in _by_member(bundle, scored).items()}
         made["precision_recall.png"] = (
-            pictures.precision_recall(
-                label[known] > 0, {bundle.manifest.family: scored.score[known]}, scored.threshold),
-            "Row by row, without any adjustment of points.")
+            pictures.precision_recall(label[known] > 0, curves, scored.threshold),
+            "Row by row, without any adjustment of points: the score, and each of its members by itself. In brackets "
+            "the average precision.")
+    made |= _neighbours(bundle, prepared)
     if are_pictures(prepared):
         made |= _imagined(bundle, prepared)
-    return Page(made, card(bundle, figures))
+    probed = probe(bundle, prepared, label if classes is None else classes)
+    return Page(made, card(bundle, figures, probed))
 
 
 def are_pictures(prepared: Prepared) -> bool:
@@ -120,18 +126,98 @@ def _pairs(bundle: Bundle, prepared: Prepared) -> bytes:
     return pictures.pairs(x, rebuilt * scale + location)
 
 
-def _imagined(bundle: Bundle, prepared: Prepared) -> dict[str, tuple[bytes, str]]:
-    """Nearest neighbours in the latent space; for families made for it, samples and a path between two windows."""
-    held_out, known = data.windows_of(prepared, CALIBRATION).thinned(12), data.windows_of(prepared, FIT).thinned(4000)
+def _learned_and_held_out(prepared: Prepared) -> tuple[Windows, Windows]:
+    """Windows of the fit part and of the calibration part; of rows that no part was learned from, the earlier and the
+    later half of each device, a window apart (pictures: of the devices)."""
+    held_out, known = data.windows_of(prepared, CALIBRATION), data.windows_of(prepared, FIT)
+    if len(known) or len(held_out) < 2:
+        return known, held_out
+    device = prepared.device[held_out.ends]
+    if are_pictures(prepared):
+        is_early = device < np.median(device)
+        return held_out.part(is_early), held_out.part(~is_early)
+    begin = np.searchsorted(device, device)
+    middle = (begin + np.searchsorted(device, device, side="right")) // 2
+    place = np.arange(len(device))
+    return held_out.part(place < middle - held_out.length), held_out.part(place >= middle)
+
+
+def _neighbours(bundle: Bundle, prepared: Prepared) -> dict[str, tuple[bytes, str]]:
+    """Held-out windows above those that are nearest to them in the latent space."""
+    known, held_out = (windows.thinned(most) for windows, most in zip(
+        _learned_and_held_out(prepared), (4000, 12 if are_pictures(prepared) else 6), strict=True))
+    if len(known) < 3 or not len(held_out):
+        return {}
     session = Session(bundle.model)
     x, others = held_out.inputs(slice(None)), known.inputs(slice(None))
     z, z_others = session.run(x).latent, session.run(others).latent
     apart = np.square((z[:, None] - z_others[None]) / (z_others.std(axis=0) + 1e-6)).sum(axis=2)
     near = np.argsort(apart, axis=1)[:, :3].T                        # (3, 12)
-    rows = [x, *(others[places] for places in near)]
-    made = {"neighbours.png": (
-        pictures.gallery(np.concatenate(rows)[:, :, held_out.scored], "held-out windows (top row)"),
-        "Held-out windows, and under each the three training windows that are nearest in the latent space.")}
+    rows = [one[:, :, held_out.scored] for one in (x, *(others[places] for places in near))]
+    text = "Held-out windows, and under each the three earlier windows that are nearest to it in the latent space."
+    if are_pictures(prepared):
+        return {"neighbours.png": (pictures.gallery(np.concatenate(rows), "held-out windows (top row)"), text)}
+    names = ("held out", "nearest", "second", "third")
+    return {"neighbours.png": (pictures.curves(dict(zip(names, rows, strict=True)), "nearest windows", len(x)),
+                               f"{text} Each line is a channel, scaled.")}
+
+
+def probe(bundle: Bundle, prepared: Prepared, kinds: np.ndarray | None) -> dict[str, float]:
+    """What a linear classifier reads of the windows' kinds from the latent, from PCA with as many numbers, and by
+    always saying the commonest kind: accuracy on held-out windows by name; empty where there are no two kinds to tell.
+
+    kinds : (n,) over `prepared`'s rows, NaN unknown.
+    """
+    if kinds is None:
+        return {}
+    learned, held_out = (windows.thinned(MOST_POINTS) for windows in _learned_and_held_out(prepared))
+    learned, held_out = (one.part(np.isfinite(kinds[one.ends].astype(np.float64))) for one in (learned, held_out))
+    known, truth = kinds[learned.ends], kinds[held_out.ends]
+    if len(np.unique(known)) < 2 or len(np.unique(truth)) < 2:
+        return {}
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    session = Session(bundle.model)
+    x, y = learned.inputs(slice(None)), held_out.inputs(slice(None))
+    latents = {bundle.manifest.family: (session.run(x).latent, session.run(y).latent)}
+    flat = x.reshape(len(x), -1)
+    size = min(latents[bundle.manifest.family][0].shape[1], *flat.shape)
+    axes = np.linalg.svd(flat - flat.mean(axis=0), full_matrices=False)[2][:size].T
+    latents["PCA"] = (flat @ axes, y.reshape(len(y), -1) @ axes)
+    found = {}
+    for name, (before, after) in latents.items():
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)).fit(before, known)
+        found[name] = float(classifier.score(after, truth))
+    values, counts = np.unique(known, return_counts=True)
+    return {**found, "always the commonest": float((truth == values[counts.argmax()]).mean())}
+
+
+def _by_member(bundle: Bundle, scored: Scored) -> dict[str, np.ndarray]:
+    """The score, and beside it what the model and the linear members would say alone. (n,) each."""
+    names, scorer = bundle.manifest.members, bundle.scorer
+    if len(names) < 2:
+        return {bundle.manifest.family: scored.score}
+    residuals, age = residual_rows(Session(bundle.model), scored.prepared)
+    distances = scorer.distances(filter_rows(scorer, residuals, age), scored.prepared.index)
+    alone = np.log1p(distances / scorer.member_threshold).mean(axis=2)                   # (n,M,K) -> (n,M)
+    rivals = dict.fromkeys((bundle.manifest.family, "var", "raw"))
+    return {"the score": scored.score,
+            **{f"{name} alone": alone[:, names.index(name)] for name in rivals if name in names}}
+
+
+def _told_drifts(bundle: Bundle) -> list[str]:
+    gone = np.isnan(bundle.scaling.scale[:, bundle.contract.sensors]).all(axis=0)
+    return [f"{name} (drifts: not scored)" if is_gone else name
+            for name, is_gone in zip(bundle.manifest.sensors, gone, strict=True)]
+
+
+def _imagined(bundle: Bundle, prepared: Prepared) -> dict[str, tuple[bytes, str]]:
+    """For families made for it, samples and a path between two windows."""
+    held_out, known = data.windows_of(prepared, CALIBRATION).thinned(12), data.windows_of(prepared, FIT).thinned(4000)
+    x, others = held_out.inputs(slice(None)), known.inputs(slice(None))
+    made: dict[str, tuple[bytes, str]] = {}
     if bundle.manifest.family not in ("vae", "adversarial") or bundle.weights is None or len(others) < 50:
         return made
     from training import generate
@@ -146,11 +232,11 @@ def _imagined(bundle: Bundle, prepared: Prepared) -> dict[str, tuple[bytes, str]
     return made
 
 
-def _latent(bundle: Bundle, prepared: Prepared, label: np.ndarray | None) -> bytes:
+def _latent(bundle: Bundle, prepared: Prepared, label: np.ndarray | None, kind: str) -> bytes:
     windows = data.windows_of(prepared, CALIBRATION).thinned(MOST_POINTS)
     latent = Session(bundle.model).run(windows.inputs(slice(None))).latent
     if label is not None and len(np.unique(label[np.isfinite(label)])) > 1:
-        return pictures.latent_map(latent, np.nan_to_num(label[windows.ends], nan=-1.0), "class", is_category=True)
+        return pictures.latent_map(latent, np.nan_to_num(label[windows.ends], nan=-1.0), kind, is_category=True)
     device = prepared.device[windows.ends]
     if 1 < len(np.unique(device)) <= 10:
         return pictures.latent_map(latent, device.astype(np.float64), "device", is_category=True)
@@ -166,7 +252,9 @@ def _by_channel(bundle: Bundle, scored: Scored, held_out: np.ndarray) -> dict[st
     return {bundle.manifest.family: own, "raw": plain}
 
 
-def card(bundle: Bundle, figures: Mapping[str, float] | None = None) -> str:
+def card(
+    bundle: Bundle, figures: Mapping[str, float] | None = None, probed: Mapping[str, float] | None = None
+) -> str:
     """The model card: what it is, what it was made from, how good it is, what it can't do. Markdown."""
     manifest, contract = bundle.manifest, bundle.contract
     data_facts, calibration = manifest.data, manifest.calibration
@@ -195,6 +283,10 @@ def card(bundle: Bundle, figures: Mapping[str, float] | None = None) -> str:
     if figures:
         measured = {name: _short(value) for name, value in figures.items()}
         lines += ["## Measured on labelled rows", "", *_facts(measured), ""]
+    if probed:
+        told = ", ".join(f"{name} {accuracy:.1%}" for name, accuracy in probed.items())
+        lines += ["## Latent space", "", f"A linear classifier names the kind of held-out windows rightly in: {told}. "
+                  "PCA has as many numbers.", ""]
     lines += [
         "## Limits", "",
         "- It knows the regimes that its data show; a new one is an anomaly until it is trained on.",

@@ -4,7 +4,7 @@ No group, no commit: whoever trains is invisible to the stream. The same ranges 
 keeps the records.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 
 import msgspec
@@ -47,10 +47,27 @@ def read_table(
     progress : called with the share read so far.
     Raises BadInput when retention has taken the first records, Unreachable, TryAgain.
     """
+    blocks = list(read_blocks(settings, topic, ranges, contract, spec, matches=matches, progress=progress))
+    if not any(len(block) for block in blocks):
+        raise BadInput(
+            f"topic {topic}: no record of {dict(ranges)} is a row of the stream; check its format and match"
+        )
+    names = tuple(dict.fromkeys(name for block in blocks for name in block.devices))
+    place = {name: index for index, name in enumerate(names)}
+    device = np.concatenate([np.array([place[name] for name in one.devices], np.int64)[one.device] for one in blocks])
+    return Table(
+        devices=names, device=device, ts_ms=np.concatenate([block.ts_ms for block in blocks]), channels=contract.names,
+        values=np.concatenate([block.values for block in blocks]), reason=np.zeros(len(device), np.uint8),
+    )
+
+
+def read_blocks(
+    settings: Settings, topic: str, ranges: Ranges, contract: Contract, spec: Format, *,
+    matches: Callable[[str], bool] | None = None, progress: Callable[[float], None] | None = None,
+) -> Iterator[Table]:
+    """The rows of `read_table`, a batch of records at a time: topics that need not fit into memory."""
     decoder = make_decoder(contract, spec)
     joiner = Joiner(contract) if spec.layout == "long" or contract.resample else None
-    names: dict[str, int] = {}
-    devices, times, values = [], [], []
     wanted = max(1, sum(end - start for start, end in ranges.values()))
     done = 0
     for partition, (start, end) in sorted(ranges.items()):
@@ -58,26 +75,16 @@ def read_table(
         stream_time = -1
         while batch := list(islice(records, BATCH)):
             rows, stream_time = _rows(batch, decoder, joiner, partition, stream_time)
-            device = np.array([names.setdefault(name, len(names)) for name in rows.device], np.int64)
-            devices.append(device)
-            times.append(rows.ts_ms)
-            values.append(rows.values)
+            names, device = np.unique(np.array(rows.device, dtype=np.str_), return_inverse=True)
+            block = Table(
+                devices=tuple(names.tolist()), device=device.astype(np.int64), ts_ms=rows.ts_ms,
+                channels=contract.names, values=rows.values, reason=np.zeros(len(device), np.uint8))
+            if matches is not None and len(block):
+                block = block.take(np.array([matches(name) for name in block.devices])[block.device])
+            yield block
             if progress is not None:
                 progress((done + batch[-1].offset + 1 - start) / wanted)
         done += end - start
-    if not any(matches is None or matches(name) for name in names):
-        raise BadInput(
-            f"topic {topic}: no record of {dict(ranges)} is a row of the stream; check its format and match"
-        )
-    device = np.concatenate(devices)
-    table = Table(
-        devices=tuple(names), device=device, ts_ms=np.concatenate(times), channels=contract.names,
-        values=np.concatenate(values), reason=np.zeros(len(device), np.uint8),
-    )
-    if matches is None:
-        return table
-    belongs = np.array([matches(name) for name in names])
-    return table.take(belongs[table.device])
 
 
 def _rows(

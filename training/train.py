@@ -64,9 +64,24 @@ def train(
     """
     data.check_order(table)
     values = data.in_contract_order(table, contract)
-    prepared = prepare(contract, table.devices, table.device, table.ts_ms, values, mask=masked)
-    model = build(contract, recipe)
-    learn, held_out = data.learning_windows(prepared, recipe.validation)
+    prepared = prepare(contract, table.devices, table.device, table.ts_ms, values, mask=masked, pardoned=pardoned)
+    windows = data.learning_windows(prepared, recipe.validation)
+    return train_on_windows(prepared, windows, recipe, out, source=source, progress=progress, state=state,
+                            resume=resume, parent=parent, is_quantised=is_quantised, **calibration)
+
+
+def train_on_windows(
+    prepared: Prepared, windows: tuple[Windows, Windows], recipe: Recipe, out: Path, *,
+    source: Mapping[str, Any] | None = None, progress: loop.Progress | None = None, state: Path | None = None,
+    resume: bool = False, parent: Bundle | None = None, is_quantised: bool = False, **calibration: Any,
+) -> Trained:
+    """`train` from rows that are ready and windows that may lie on disk (`training.spool`).
+
+    prepared : what constants, comparison and report come from.   windows : those that move weights, those that choose
+    the epoch.
+    """
+    learn, held_out = windows
+    model = build(prepared.contract, recipe)
     if parent is None:
         begin(model, learn, recipe)
     else:

@@ -82,29 +82,58 @@ class Scaling:
         return cls(tuple(str(name) for name in arrays["devices"]), arrays["location"], arrays["scale"])
 
 
+@dataclass(frozen=True)
+class Moments:
+    """How many values each device has in each channel, their mean, and their squares about it; each (N, C) float64."""
+
+    count: np.ndarray
+    mean: np.ndarray
+    square: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray, device: np.ndarray, devices: int) -> "Moments":
+        """values : (n, C), NaN where missing.   device : (n,) index below `devices`."""
+        values = np.asarray(values, dtype=np.float64)
+        count = np.zeros((devices, values.shape[1]))
+        total = np.zeros_like(count)
+        finite = np.isfinite(values)
+        np.add.at(count, device, finite)
+        np.add.at(total, device, np.where(finite, values, 0.0))
+        mean = total / np.maximum(count, 1)
+        square = np.zeros_like(count)
+        np.add.at(square, device, np.where(finite, values - mean[device], 0.0) ** 2)
+        return cls(count, mean, square)
+
+    def joined(self, other: "Moments") -> "Moments":
+        """Those of both sets of values (Chan, Golub and LeVeque 1979)."""
+        count = self.count + other.count
+        share = other.count / np.maximum(count, 1)
+        step = other.mean - self.mean
+        return Moments(count, self.mean + share * step,
+                       self.square + other.square + step**2 * self.count * share)
+
+
 def fit(values: np.ndarray, device: np.ndarray, names: Sequence[str], floor: float = 1e-3) -> Scaling:
-    """Mean and standard deviation of each device's own rows, and of the whole fleet.
+    """Mean and standard deviation of each device's own rows, and of the whole fleet: `of_moments` of these values.
 
     values : (n, C) normal rows, NaN where missing.   device : (n,) index into `names`.
+    """
+    return of_moments(Moments.of(values, device, len(names)), names, floor)
+
+
+def of_moments(moments: Moments, names: Sequence[str], floor: float = 1e-3) -> Scaling:
+    """Mean and standard deviation of each device, and of the whole fleet.
+
     floor  : least scale of a device, as a share of the fleet's: a channel that stood still in one device's rows must
              not turn its noise into an alarm. A channel that stood still everywhere gets scale 1 (or 1e-6 of its level,
              if that is larger).
     The fleet's scale is the deviation about each device's own mean, pooled, joined with the spread of those means.
     A device without a finite value in a channel gets the fleet's location and scale there.
     """
-    values = np.asarray(values, dtype=np.float64)
     order = np.argsort(np.asarray(names, dtype=np.str_), kind="stable")
-    count = np.zeros((len(names), values.shape[1]))
-    total = np.zeros_like(count)
-    finite = np.isfinite(values)
-    np.add.at(count, device, finite)
-    np.add.at(total, device, np.where(finite, values, 0.0))
-    mean = total / np.maximum(count, 1)
-    square = np.zeros_like(count)
-    np.add.at(square, device, np.where(finite, values - mean[device], 0.0) ** 2)
-
+    count, mean, square = moments.count, moments.mean, moments.square
     seen = np.maximum(count.sum(0), 1)
-    fleet_mean = total.sum(0) / seen
+    fleet_mean = (count * mean).sum(0) / seen
     spread = (count * (mean - fleet_mean) ** 2).sum(0)
     fleet = np.sqrt((square.sum(0) + spread) / seen)
     still = fleet <= 1e-9 * np.maximum(np.abs(fleet_mean), 1e-9)

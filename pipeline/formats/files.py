@@ -5,10 +5,12 @@ to print; whatever can't be guessed safely is refused with the option that settl
 """
 
 import csv
+import gzip
 import io
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -109,12 +111,7 @@ def read_tables(paths: Sequence[Path], options: FileOptions | None = None) -> Ta
     if not paths:
         raise BadInput("no file given")
     options = options or FileOptions()
-    stems = [path.name.split(".")[0] for path in paths]
-    twice = len(set(stems)) < len(stems)
-    tables = [
-        read_table(path, options, f"{path.parent.name}/{stem}" if twice else stem)
-        for path, stem in zip(paths, stems, strict=True)
-    ]
+    tables = [read_table(path, options, name) for path, name in zip(paths, _stems(paths), strict=True)]
     first = tables[0]
     for path, table in zip(paths, tables, strict=True):
         if set(table.channels) != set(first.channels):
@@ -148,7 +145,92 @@ def read_table(path: Path, options: FileOptions | None = None, device: str | Non
     begin, end, _ = slice(*options.rows).indices(arrow.num_rows)
     arrow = arrow.slice(begin, max(0, end - begin))
     if arrow.num_rows == 0:
-        raise BadInput(f"{path}: no rows" + ("" if options.rows == (None, None) else " within --rows"))
+        raise _no_rows(path, options)
+    return _to_table(path, arrow, options, device, notes, {})
+
+
+def read_blocks(
+    paths: Sequence[Path], options: FileOptions | None = None, block_bytes: int = 16 << 20
+) -> Iterator[Table]:
+    """The rows of `read_tables` in the same order, a block at a time: files that need not fit into memory.
+
+    Columns of whole numbers are read as such with a point, since a later block may hold one; everything else is read
+    as `read_tables` does, and the channels of each block stand in the same order.
+    block_bytes : about what one block takes; of a CSV or JSON lines file, its text.
+    Raises BadInput as `read_tables`; for --rows that count from the end too, which is not known here.
+    """
+    if not paths:
+        raise BadInput("no file given")
+    options = options or FileOptions()
+    begin, end = options.rows
+    if min(begin or 0, end or 0) < 0:
+        raise BadInput("--rows that count from a file's end need it in memory: raise --memory-mb, or count from 0")
+    channels: tuple[str, ...] = ()
+    for path, name in zip(paths, _stems(paths), strict=True):
+        at, told, made = 0, False, dict[str, int]()
+        for arrow in _stream(path, options, block_bytes):
+            low, high = max(begin or 0, at) - at, (arrow.num_rows if end is None else min(end - at, arrow.num_rows))
+            at += arrow.num_rows
+            if high > low:
+                table = _to_table(path, arrow.slice(low, high - low), options, name, [], made)
+                channels = channels or table.channels
+                if set(table.channels) != set(channels):
+                    odd = sorted(set(table.channels) ^ set(channels))
+                    raise BadInput(f"{path}: channel `{odd[0]}` is not in all files; --ignore-columns {','.join(odd)}")
+                if table.channels != channels:
+                    order = [table.channels.index(one) for one in channels]
+                    table = replace(table, channels=channels, values=table.values[:, order])
+                told = True
+                yield table
+            if end is not None and at >= end:
+                break
+        if not told:
+            raise _no_rows(path, options)
+
+
+def count_rows(paths: Sequence[Path], options: FileOptions | None = None) -> tuple[int, int]:
+    """About how many rows and columns these files hold, without reading them: (rows, the most columns of one).
+
+    Exact for Parquet; for text, the file's size over the length of its first lines (eight times that where it is
+    compressed).
+    """
+    begin, end = (options or FileOptions()).rows
+    rows = columns = 0
+    for path in paths:
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file")
+        if _suffix(path) in _PARQUET:
+            with _told_errors(path):
+                facts = pa.parquet.read_metadata(path)
+            count, width = facts.num_rows, facts.num_columns
+        else:
+            is_packed = path.suffix == ".gz"
+            with gzip.open(path) if is_packed else path.open("rb") as file:
+                head = file.read(64 * 1024)
+            lines = head.count(b"\n") or 1
+            count = int(path.stat().st_size * (8 if is_packed else 1) * lines / max(len(head), 1))
+            width = max(head.split(b"\n", 1)[0].count(mark) for mark in (b",", b";", b"\t", b"|", b" ")) + 1
+        low, high, _ = slice(begin, end).indices(count)
+        rows, columns = rows + max(0, high - low), max(columns, width)
+    return rows, columns
+
+
+def _stems(paths: Sequence[Path]) -> list[str]:
+    """What each file's device is called: its stem, with its folder where two would be the same."""
+    stems = [path.name.split(".")[0] for path in paths]
+    if len(set(stems)) == len(stems):
+        return stems
+    return [f"{path.parent.name}/{stem}" for path, stem in zip(paths, stems, strict=True)]
+
+
+def _no_rows(path: Path, options: FileOptions) -> BadInput:
+    return BadInput(f"{path}: no rows" + ("" if options.rows == (None, None) else " within --rows"))
+
+
+def _to_table(
+    path: Path, arrow: pa.Table, options: FileOptions, device: str | None, notes: list[str], made: dict[str, int]
+) -> Table:
+    """Rows of one file as a table. made : rows of each device that have made times; brought up."""
     names = arrow.column_names
     for name in set(names):
         if names.count(name) > 1:
@@ -162,7 +244,10 @@ def read_table(path: Path, options: FileOptions | None = None, device: str | Non
             raise BadInput(f"{path}: no column `{name}`; it has {', '.join(names)}")
     time_columns = _time_columns(path, arrow, options, notes)
     devices, index = _devices(path, arrow, device_column, device or path.name.split(".")[0])
-    ts_ms = _made_times(index, options) if time_columns is None else _times(path, arrow, time_columns, options, notes)
+    if time_columns is None:
+        ts_ms = _made_times(devices, index, options, made)
+    else:
+        ts_ms = _times(path, arrow, time_columns, options, notes)
     channels = _channels(path, arrow, options, {*(time_columns or ()), *apart}, notes)
     values, reason = _values(path, arrow, channels, options)
     labels = {
@@ -177,19 +262,72 @@ def read_table(path: Path, options: FileOptions | None = None, device: str | Non
 
 
 def _read(path: Path, options: FileOptions, notes: list[str]) -> pa.Table:
-    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file")
-    try:
+    suffix = _suffix(path)
+    with _told_errors(path):
         if suffix in _PARQUET:
             return _flatten(pa.parquet.read_table(path))
         if suffix in _JSON:
             return _flatten(pa.json.read_json(path))
-        if suffix in _CSV:
-            return _read_csv(path, options, notes)
+        return _read_csv(path, options, notes)
+
+
+def _stream(path: Path, options: FileOptions, block_bytes: int) -> Iterator[pa.Table]:
+    """The file's rows in order, a block at a time, all with the columns and kinds of the first one."""
+    suffix = _suffix(path)
+    with _told_errors(path):
+        if suffix in _PARQUET:
+            file = pa.parquet.ParquetFile(path)
+            rows = max(1000, block_bytes // (8 * max(1, file.metadata.num_columns)))
+            for batch in file.iter_batches(rows):
+                yield _flatten(pa.Table.from_batches([batch]))
+        elif suffix in _JSON:
+            reading = pa.json.ReadOptions(block_size=block_bytes)
+            with pa.json.open_json(path, read_options=reading) as first:
+                schema = pa.schema([pa.field(field.name, _with_a_point(field.type)) for field in first.schema])
+            parsing = pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
+            with pa.json.open_json(path, read_options=reading, parse_options=parsing) as batches:
+                for batch in batches:
+                    yield _flatten(pa.Table.from_batches([batch]))
+        else:
+            parsing, converting, _ = _csv_options(path, options)
+            reading = pa.csv.ReadOptions(block_size=block_bytes)
+            with pa.csv.open_csv(path, reading, parsing, converting) as first:
+                head = pa.Table.from_batches([first.read_next_batch()])
+            if parsing.delimiter != "," and _has_decimal_commas(head, converting):
+                converting.decimal_point = ","
+                with pa.csv.open_csv(path, reading, parsing, converting) as first:
+                    head = pa.Table.from_batches([first.read_next_batch()])
+            kinds = {field.name: _with_a_point(field.type) for field in head.schema}
+            converting.column_types = kinds
+            with pa.csv.open_csv(path, reading, parsing, converting) as batches:
+                for batch in batches:
+                    yield pa.Table.from_batches([batch]).select([name for name in kinds if name])
+
+
+def _with_a_point(kind: pa.DataType) -> pa.DataType:
+    """The kind that a column of the first block is read as: a later block may hold a fraction, or the first value."""
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _with_a_point(field.type)) for field in kind])
+    return pa.float64() if pa.types.is_integer(kind) or pa.types.is_null(kind) else kind
+
+
+def _suffix(path: Path) -> str:
+    """What kind of file it is, by its name. Raises BadInput for another kind, or where there is no file."""
+    suffix = Path(path.name.removesuffix(".gz")).suffix.lower()
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    if suffix not in (*_PARQUET, *_JSON, *_CSV):
+        raise BadInput(f"{path}: the name should end in .csv, .tsv, .txt, .dat, .parquet, .pq, .jsonl, .ndjson or "
+                       ".json")
+    return suffix
+
+
+@contextmanager
+def _told_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError, UnicodeDecodeError, OSError) as error:
         raise BadInput(f"{path} can't be read: {' '.join(str(error).split())[:300]}") from error
-    raise BadInput(f"{path}: the name should end in .csv, .tsv, .txt, .dat, .parquet, .pq, .jsonl, .ndjson or .json")
 
 
 def _flatten(arrow: pa.Table) -> pa.Table:
@@ -201,42 +339,44 @@ def _flatten(arrow: pa.Table) -> pa.Table:
 
 
 def _read_csv(path: Path, options: FileOptions, notes: list[str]) -> pa.Table:
+    parsing, converting, told = _csv_options(path, options)
+    notes += told
+    arrow = pa.csv.read_csv(path, parse_options=parsing, convert_options=converting)
+    if parsing.delimiter != "," and _has_decimal_commas(arrow, converting):
+        notes.append("decimal comma")
+        converting.decimal_point = ","
+        arrow = pa.csv.read_csv(path, parse_options=parsing, convert_options=converting)
+    # A line that ends in separators has columns without a name; they hold nothing.
+    keep = [name for name, column in zip(arrow.column_names, arrow.columns, strict=True)
+            if name or column.null_count < len(column)]
+    return arrow.select(keep) if len(keep) < arrow.num_columns and len(set(keep)) == len(keep) else arrow
+
+
+def _csv_options(path: Path, options: FileOptions) -> tuple[pa.csv.ParseOptions, pa.csv.ConvertOptions, list[str]]:
+    """How this file is to be read, by its first lines, and what was guessed."""
     with pa.input_stream(str(path)) as stream:
         head = stream.read(64 * 1024).decode("utf-8-sig", errors="replace")
     lines = [line for line in head.splitlines()[:50] if line.strip()]
     if not lines:
         raise BadInput(f"{path}: empty")
     separator = _separator(lines if len(head) < 64 * 1024 else lines[:-1] or lines)
-    if separator != ",":
-        notes.append(f"separator {separator!r}")
     header = next(csv.reader(io.StringIO(lines[0]), delimiter=separator))
     if all(_is_number(cell) for cell in header):
         raise BadInput(f"{path}: the first line holds numbers; a line with the columns' names is needed")
     texts = {name for name in header if name.lower() in TIME_NAMES} | {*options.time_columns}
     texts |= {options.device_column} if options.device_column else set()
+    converting = pa.csv.ConvertOptions(
+        column_types=dict.fromkeys(texts, pa.string()), strings_can_be_null=True, quoted_strings_can_be_null=False)
+    told = [f"separator {separator!r}"] if separator != "," else []
+    return pa.csv.ParseOptions(delimiter=separator), converting, told
 
-    def read(decimal: str) -> pa.Table:
-        return pa.csv.read_csv(
-            path,
-            parse_options=pa.csv.ParseOptions(delimiter=separator),
-            convert_options=pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(texts, pa.string()), strings_can_be_null=True, decimal_point=decimal,
-                quoted_strings_can_be_null=False,
-            ),
-        )
 
-    arrow = read(".")
-    if separator != "," and any(
+def _has_decimal_commas(arrow: pa.Table, converting: pa.csv.ConvertOptions) -> bool:
+    return any(
         pc.any(pc.match_substring_regex(column, r"^-?\d+,\d+$")).as_py()
         for name, column in zip(arrow.column_names, arrow.columns, strict=True)
-        if pa.types.is_string(column.type) and name not in texts
-    ):
-        notes.append("decimal comma")
-        arrow = read(",")
-    # A line that ends in separators has columns without a name; they hold nothing.
-    keep = [name for name, column in zip(arrow.column_names, arrow.columns, strict=True)
-            if name or column.null_count < len(column)]
-    return arrow.select(keep) if len(keep) < arrow.num_columns and len(set(keep)) == len(keep) else arrow
+        if pa.types.is_string(column.type) and name not in converting.column_types
+    )
 
 
 def _separator(lines: list[str]) -> str:
@@ -293,13 +433,16 @@ def _devices(path: Path, arrow: pa.Table, column: str | None, default: str) -> t
     return tuple(encoded.dictionary.to_pylist()), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _made_times(device: Int, options: FileOptions) -> Int:
-    """Each device's rows one step apart, from 2000-01-01 on."""
+def _made_times(names: tuple[str, ...], device: Int, options: FileOptions, made: dict[str, int]) -> Int:
+    """Each device's rows one step apart, from 2000-01-01 on, after those that were made before."""
     assert options.step_s is not None
     order = np.argsort(device, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(device[order]) != 0])
     count = np.empty(len(device), np.int64)
     count[order] = np.arange(len(device)) - np.repeat(starts, np.diff(np.r_[starts, len(device)]))
+    count += np.array([made.get(name, 0) for name in names], np.int64)[device]
+    for name, rows in zip(names, np.bincount(device, minlength=len(names)).tolist(), strict=True):
+        made[name] = made.get(name, 0) + rows
     return FIRST_MS + np.rint(count * (options.step_s * 1000)).astype(np.int64)
 
 

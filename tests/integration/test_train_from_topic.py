@@ -58,6 +58,17 @@ def test_all_rows_of_the_topic_are_learned_from_and_its_offsets_are_in_the_manif
     assert manifest.data["topic"] == published[1]
 
 
+def test_a_topic_that_does_not_fit_is_laid_on_disk_and_learned_from_whole(
+    published: tuple[str, str], tmp_path: Path
+) -> None:
+    run(tmp_path, published, "--memory-mb", "0.4")
+    facts = load_bundle(tmp_path / "bundle").manifest.data
+    assert (facts["rows"], facts["first_ts_ms"]) == (1500, FIRST_MS)
+    assert facts["sampled_rows"] < 1500
+    assert facts["ranges"]["1"] == [0, 1500]
+    assert not list(tmp_path.glob("*.spool"))
+
+
 def test_since_is_a_time_of_the_records(published: tuple[str, str], tmp_path: Path) -> None:
     run(tmp_path, published, "--since", str(FIRST_MS + 500_000))
     manifest = load_bundle(tmp_path / "bundle").manifest

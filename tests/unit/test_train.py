@@ -132,6 +132,21 @@ def test_too_few_rows_and_time_that_goes_backwards_are_refused(tmp_path: Path) -
         train.train(replace(back, ts_ms=back.ts_ms[::-1].copy()), contract_of(back), RECIPE, tmp_path / "b")
 
 
+def test_the_pattern_of_alerts_called_false_is_silent_in_a_family_of_torch_too(tmp_path: Path) -> None:
+    table = table_of(devices=1, rows=900)
+    pattern = np.zeros(len(table), dtype=bool)
+    pattern[300:330] = True
+    table = replace(table, values=(table.values + np.outer(pattern, [0, 15, 0])).astype(np.float32))
+    scores = {}
+    for name, pardoned in (("marked", None), ("pardoned", pattern)):
+        made = train.train(table, contract_of(table), RECIPE, tmp_path / name, masked=pattern, pardoned=pardoned,
+                           refuse=False)
+        scored = evaluate.score_table(made.bundle, table)
+        scores[name] = float(np.median(scored.score[310:330]) / scored.threshold)
+    assert scores["marked"] > 1
+    assert scores["pardoned"] < 0.6 * scores["marked"]
+
+
 def test_pictures_are_split_whole_and_share_one_scale() -> None:
     from training import examples
 

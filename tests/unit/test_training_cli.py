@@ -66,6 +66,7 @@ def test_evaluate_measures_the_fault(folder: Path) -> None:
 def test_report_draws_precision_and_recall_where_labels_are_given(folder: Path) -> None:
     call("report", folder / "bundle", folder / "pump.csv", "--label-column", "anomaly", "--out", folder / "pictures")
     assert (folder / "pictures" / "precision_recall.png").exists()
+    assert (folder / "pictures" / "neighbours.png").exists()
 
 
 def test_a_search_goes_on_from_its_journal_and_its_recipe_trains(folder: Path) -> None:
@@ -94,3 +95,13 @@ def test_a_file_without_time_is_refused_with_the_option_that_makes_one(folder: P
     (folder / "plain.csv").write_text("a,b\n" + "\n".join("1,2" for _ in range(50)))
     with pytest.raises(BadInput, match="--time-column none --step"):
         call("train", folder / "plain.csv", "--out", folder / "other")
+
+
+def test_memory_that_runs_out_is_told_with_the_setting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("training.sources.in_memory", out_of_memory)
+    with pytest.raises(BadInput, match="--memory-mb") as error:
+        call("train", folder / "pump.csv", "--out", folder / "other")
+    assert error.value.exit_code == 3

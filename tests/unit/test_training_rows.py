@@ -62,8 +62,8 @@ def test_a_state_that_comes_back_is_a_regime() -> None:
 def test_the_files_own_label_column_is_believed() -> None:
     table = replace(table_of(), labels={"anomaly": np.r_[np.zeros(1000), np.ones(200)]})
     with pytest.raises(BadInput, match="--label-column anomaly"):
-        contamination.check_labels(table)
-    contamination.check_labels(replace(table, labels={"load": np.ones(1200)}))
+        contamination.check_labels(contamination.labelled_shares(table))
+    contamination.check_labels(contamination.labelled_shares(replace(table, labels={"load": np.ones(1200)})))
 
 
 @settings(max_examples=30, deadline=None)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.losses import Batch, corrupt, reconstruction
+from training.losses import Batch, penalties, reconstruction, seen
 from training.models.base import Autoencoder, Shape, stack
 from training.recipe import Recipe
 
@@ -62,14 +62,15 @@ class Adversarial(Autoencoder):
             own = reconstruction(self.recipe.loss, self._fold(self.up_second(z)), batch)
             made = reconstruction(self.recipe.loss, self._fold(self.up_second(again)), batch)
             return own + weight * functional.relu(1.0 - made)
-        z = self.encode(corrupt(batch.x, self.recipe))
+        x = seen(batch, self.recipe)
+        z = self.encode(x)
         rebuilt = self.decode(z)
         loss = reconstruction(self.recipe.loss, rebuilt, batch)
         if weight:
             survived = self._fold(self.up_second(self._encode_again(rebuilt, batch)))
             passed = functional.softplus(-self.critic(z)).mean()
             loss = loss + weight * (passed + reconstruction(self.recipe.loss, survived, batch))
-        return loss if not self.recipe.sparse else loss + self.recipe.sparse * z.abs().mean()
+        return loss + penalties(self, z, x)
 
     def _fold(self, flat: Tensor) -> Tensor:
         return flat.unflatten(1, (self.shape.rows, self.shape.sensors))      # (B,T*S) -> (B,T,S)

@@ -1,0 +1,156 @@
+"""Where training's rows come from: files, a topic, an example; in memory, or on disk where they don't fit."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.cli.files import read_told
+from pipeline.core.contract import Contract
+from pipeline.formats.files import FileOptions, Table, count_rows, read_blocks
+from training import contamination, data, examples
+from training.evaluate import any_label
+from training.from_topic import Reach
+from training.prepare import Prepared, prepare
+from training.spool import Spool, free_memory_mb, most_rows, spool
+from training.windows import Windows
+
+SHARE_OF_FREE = 0.5       # of the free memory that rows may take where nothing else is asked for
+HEAD = 100_000            # rows that a step is told from, and times in order
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows to learn from, ready.
+
+    table    : all rows, or a sample of those on disk, with the label columns of `labels`.
+    prepared : the same, ready.   spool : all rows on disk; None where the table holds them.
+    source   : what the manifest says of where they come from.
+    """
+
+    table: Table
+    prepared: Prepared
+    labels: tuple[str, ...]
+    source: dict[str, Any]
+    spool: Spool | None = None
+
+    def windows(self, validation: float) -> tuple[Windows, Windows]:
+        """Windows that move weights, and those that choose the epoch."""
+        if self.spool is None:
+            return data.learning_windows(self.prepared, validation)
+        return self.spool.learn(self.prepared, validation)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for. sizes : window, memory, hop and step_ms of a derived contract, those that were given.
+
+    labels : columns that mark anomalous rows.   trim, accept : as `narrows train`.   memory_mb : None for a share of
+    what is free.   folder : where rows are laid that don't fit.
+    """
+
+    contract: Contract | None
+    sizes: dict[str, Any]
+    labels: tuple[str, ...]
+    folder: Path
+    trim: bool = False
+    accept: bool = False
+    memory_mb: float | None = None
+
+    def most_rows(self, channels: int) -> int:
+        """How many rows may be in memory."""
+        return most_rows(channels, self.memory_mb or SHARE_OF_FREE * free_memory_mb())
+
+
+@contextmanager
+def from_files(paths: list[Path], options: FileOptions, asked: Asked) -> Iterator[Source]:
+    """Rows of files."""
+    source = {"files": [str(path) for path in paths], "rows_of_each": options.rows}
+    count, columns = count_rows(paths, options)
+    most = asked.most_rows(len(options.channels or ()) or columns)
+    if count <= most:
+        yield in_memory(read_told(paths, options), asked, source)
+        return
+    _say(f"about {count:,} rows of {columns} columns don't fit (--memory-mb): they are laid on disk, {asked.folder}")
+    with spool(read_blocks(paths, options), asked.folder, asked.labels) as laid:
+        yield on_disk(laid, asked, source, most)
+
+
+@contextmanager
+def from_topic(reach: Reach, asked: Asked) -> Iterator[Source]:
+    """Rows of a topic."""
+    most = asked.most_rows(len(reach.contract.channels))
+    if reach.records <= most:
+        yield in_memory(reach.table(), asked, reach.source)
+        return
+    _say(f"{reach.records:,} records don't fit (--memory-mb): their rows are laid on disk, {asked.folder}")
+    with spool(reach.blocks(), asked.folder) as laid:
+        yield on_disk(laid, asked, reach.source, most)
+
+
+def from_example(name: str) -> tuple[Source, dict[str, Any]]:
+    """Rows of an example, and settings that suit it."""
+    made = examples.EXAMPLES[name]()
+    prepared = prepare(made.contract, made.table.devices, made.table.device, made.table.ts_ms, made.table.values)
+    return Source(made.table, prepared, (), {"example": name}), made.recipe
+
+
+def in_memory(table: Table, asked: Asked, source: dict[str, Any]) -> Source:
+    """A table's rows, contaminated ones refused or left out."""
+    data.check_order(table)
+    contract = asked.contract or data.derive_contract(table, **asked.sizes)
+    masked = any_label(table, asked.labels) > 0 if asked.labels else np.zeros(len(table), bool)
+    _tell_labelled(int(masked.sum()))
+    if not (asked.labels or asked.accept):
+        contamination.check_labels(contamination.labelled_shares(table))
+    values = data.in_contract_order(table, contract)
+    odd = contamination.find(contract, table.devices, table.device, values, masked)
+    if _is_trimmed(odd, asked, source):
+        masked |= odd.rows
+    prepared = prepare(contract, table.devices, table.device, table.ts_ms, values, mask=masked)
+    return Source(table, prepared, asked.labels, source)
+
+
+def on_disk(laid: Spool, asked: Asked, source: dict[str, Any], most: int) -> Source:
+    """The rows of a spool, a sample of them in memory. most : rows of the sample, about."""
+    if not (asked.labels or asked.accept):
+        contamination.check_labels(laid.marked)
+    contract = asked.contract
+    if contract is None:
+        sizes = {"step_ms": data.median_step(laid.head(HEAD)), **asked.sizes}
+        contract = data.derive_contract(laid.thinned(most), ranges=(laid.low, laid.high), **sizes)
+    odd, rows = laid.find_odd(contract, most)
+    laid.cut(contract, (rows,) if _is_trimmed(odd, asked, source) else ())
+    masked = laid.count_masked()
+    _tell_labelled(masked)
+    table, prepared = laid.prepare(contract, most)
+    _say(f"{len(laid):,} rows of {len(laid.devices)} devices lie on disk; constants, baselines and report come from "
+         f"{len(table):,} of them")
+    source |= {"rows": len(laid), "devices": len(laid.devices), "masked_rows": masked, "sampled_rows": len(table),
+               "first_ts_ms": laid.first_ms, "last_ts_ms": laid.last_ms}
+    return Source(table, prepared, ("label",) if asked.labels else (), source, laid)
+
+
+def _tell_labelled(rows: int) -> None:
+    if rows:
+        _say(f"{rows:,} rows marked anomalous are left out of training and calibration")
+
+
+def _is_trimmed(odd: contamination.Oddness, asked: Asked, source: dict[str, Any]) -> bool:
+    """Whether odd rows are left out; raises BadInput where they are too many. What was found goes into the manifest."""
+    if not odd.rows.any():
+        return False
+    if not (asked.trim or asked.accept):
+        contamination.check(odd)
+    _say(f"{odd.sentence()}; {'left out' if asked.trim else 'kept'}")
+    devices = [list(one) for one in odd.devices[:10]]
+    source["odd_rows"] = {"share": odd.share, "left_out": asked.trim, "devices": devices}
+    return asked.trim
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
