@@ -78,7 +78,7 @@ def train(
     context_columns: ContextColumns = None,
     label_columns: Labels = None,
     missing: Missing = None,
-    trim: Annotated[bool, typer.Option("--trim", help="Leave contaminated rows out instead of refusing.")] = False,
+    trim: Annotated[bool, typer.Option("--trim", help="Leave odd rows out however many there are.")] = False,
     accept_shift: Annotated[
         bool, typer.Option("--accept-shift", help="Export even where held-out rows lie over the threshold too often.")
     ] = False,
@@ -321,6 +321,9 @@ def _rows_of(
         step_ms = round(options["step"] * 1000) if options["step"] else None
         given = {name: size for name, size in sizes.items() if size is not None}
         contract = data.derive_contract(table, step_ms=step_ms, **given)
+        for name in data.constant(table):
+            _say(f"channel {name!r} never moves in these rows: any move of it will be an anomaly. For a command or set "
+                 f"point use --context-columns {name}; --ignore-columns {name} leaves it out")
     return table, contract, source
 
 
@@ -339,7 +342,7 @@ def _labelled(table: Table, labels: tuple[str, ...]) -> np.ndarray | None:
 def _uncontaminated(
     table: Table, contract: Contract, masked: np.ndarray | None, source: dict[str, Any], *, trim: bool, accept: bool
 ) -> np.ndarray | None:
-    """The mask with odd rows in it where they are trimmed; what was found goes into the manifest."""
+    """The mask with odd rows in it unless they are accepted; what was found goes into the manifest."""
     from training import contamination, data
 
     if masked is None and not accept:
@@ -349,9 +352,10 @@ def _uncontaminated(
         return masked
     if not (trim or accept):
         contamination.check(odd)
-    _say(f"{odd.sentence()}; {'left out' if trim else 'kept'}")
-    source["odd_rows"] = {"share": odd.share, "left_out": trim, "devices": [list(one) for one in odd.devices[:10]]}
-    if not trim:
+    kept = accept and not trim
+    _say(f"{odd.sentence()}: {'kept, as normal' if kept else 'left out (--accept-shift learns them as normal)'}")
+    source["odd_rows"] = {"share": odd.share, "left_out": not kept, "devices": [list(one) for one in odd.devices[:10]]}
+    if kept:
         return masked
     return odd.rows if masked is None else masked | odd.rows
 
@@ -363,14 +367,17 @@ def _baseline(
     from training import data
     from training.calibrate import calibrate
     from training.compare import compare
+    from training.ensemble import PROFILES
     from training.make_baseline import fit_without_torch, write_calibrated
     from training.prepare import prepare
 
     data.check_order(table)
     values = data.in_contract_order(table, contract)
     prepared = prepare(contract, table.devices, table.device, table.ts_ms, values, mask=masked)
-    kind = wishes["model"]
-    model, members = fit_without_torch(prepared, kind)
+    kind, profile = wishes["model"], wishes.get("profile", "default")
+    if profile not in PROFILES:
+        raise BadInput(f"profile {profile!r}: --model {kind} takes {', '.join(PROFILES)}")
+    model, members = fit_without_torch(prepared, kind, profile)
     quality = compare({kind: model}, prepared)
     bundle = write_calibrated(
         prepared, model, calibrate(model, prepared, members=members, **calibration), out, family=kind, members=members,
