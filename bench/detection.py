@@ -32,6 +32,7 @@ from bench.detection_data import (
     telemetry,
     tep,
 )
+from bench.detection_kinds import bench_kinds
 from bench.nab import NabSeries, nab_score
 from bench.plain import SHARE, plain_scores, plain_threshold
 from bench.results import Measurement, print_table, report
@@ -383,6 +384,7 @@ def _costs(bundle: Bundle, x: np.ndarray, times: int) -> tuple[float, ...]:
 
 SETS: dict[str, Callable[[Path, Path, bool], list[Measurement]]] = {
     "skab": bench_skab, "tep": bench_tep, "nab": bench_nab, "cost": bench_cost, "telemetry": bench_telemetry,
+    "kinds": bench_kinds,
 }
 
 
