@@ -1,6 +1,6 @@
 """Quality of detection on labelled public series, through the streaming path, record by record in meaning.
 
-    python -m bench.detection [--json OUT] [--check] [--quick] [--docs]
+    python -m bench.detection [--json OUT] [--check] [--quick] [--docs] [--only SET] [--with EARLIER.json]
 
 Every bundle is trained and calibrated on rows before the test rows of its own set, without a label; scores, verdicts
 and change points are those of `narrows backtest`, which is the worker's own code. One configuration for all series of a
@@ -32,6 +32,7 @@ from bench.detection_data import (
     telemetry,
     tep,
 )
+from bench.detection_kinds import bench_kinds
 from bench.nab import NabSeries, nab_score
 from bench.plain import SHARE, plain_scores, plain_threshold
 from bench.results import Measurement, print_table, report
@@ -155,6 +156,7 @@ def bench_skab(folder: Path, work: Path, quick: bool) -> list[Measurement]:
         bundle = make_bundle(prepared, work / f"skab-{name}", "default", body)
         judged = judge(bundle, series, SKAB_CHANNELS)
         found += _skab_figures(f"SKAB {name}", bundle, judged)
+    found += _skab_alone(contract, series, work)
     found += _skab_plain(series)
     every = count_rows(np.concatenate([one.label[one.train :] for one in series]),
                        np.ones(sum(len(one.label) - one.train for one in series)))
@@ -182,6 +184,31 @@ def _skab_figures(name: str, bundle: Bundle, judged: list[Judged]) -> list[Measu
                     "", "lower"),
         Measurement(f"{name}: median delay", float(np.median(delays)), "s", "lower"),
         _held_out(name, bundle),
+    ]
+
+
+def _skab_alone(contract: Contract, series: list[Series], work: Path) -> list[Measurement]:
+    """Each file by a bundle of its own 400 rows, beside the plain scorer with a threshold a file.
+
+    other/2 is not in it: `narrows train` refuses its rows.
+    """
+    judged, plain_called = [], []
+    for one in (one for one in series if one.name != "other/2"):
+        prepared = prepared_from(contract, table_of([one], SKAB_CHANNELS, slice(0, SKAB_TRAIN)))
+        bundle = make_bundle(prepared, work / f"alone-{one.name.replace('/', '-')}", "default")
+        judged += judge(bundle, [one], SKAB_CHANNELS)
+        score = plain_scores(one.values.astype(np.float64), one.train)
+        plain_called.append(score[one.train :] > plain_threshold([score[int(one.train * SHARE) : one.train]]))
+    rows = pooled(judged)
+    plain = count_rows(np.concatenate([one.series.label for one in judged]), np.concatenate(plain_called))
+    return [
+        Measurement("SKAB light, a bundle a file: F1", rows.f1, "", "higher"),
+        Measurement("SKAB light, a bundle a file: FAR", rows.far, "%", "lower"),
+        Measurement("SKAB light, a bundle a file: MAR", rows.mar, "%", "lower"),
+        Measurement("SKAB light, a bundle a file: mean VUS-PR", mean_vus(judged, SKAB_BUFFER), "", "higher"),
+        Measurement("SKAB plain scorer, a threshold a file: F1", plain.f1, "", "higher"),
+        Measurement("SKAB plain scorer, a threshold a file: FAR", plain.far, "%", "lower"),
+        Measurement("SKAB plain scorer, a threshold a file: MAR", plain.mar, "%", "lower"),
     ]
 
 
@@ -249,8 +276,9 @@ def bench_telemetry(folder: Path, work: Path, quick: bool) -> list[Measurement]:
     for craft, goal in (("MSL", 0.60), ("SMAP", 0.50)):
         mine = [one for one in channels if one.craft == craft][: 2 if quick else None]
         figures = [_telemetry_figures(one, work) for one in mine]
-        ours, plain, best, ratio = np.mean(figures, axis=0)
+        ours, plain, best, ratio, default = np.mean(figures, axis=0)
         found += [
+            Measurement(f"{craft} default window and profile, no network: mean VUS-PR", default, "", "higher"),
             Measurement(f"{craft} full, memory frozen: mean VUS-PR", ours, "", "higher", None if quick else goal),
             Measurement(f"{craft} plain scorer: mean VUS-PR", plain, "", "higher"),
             Measurement(f"{craft} best published a file (sees the future): mean VUS-PR", best, "", "higher"),
@@ -259,17 +287,25 @@ def bench_telemetry(folder: Path, work: Path, quick: bool) -> list[Measurement]:
     return found
 
 
-def _telemetry_figures(channel: Telemetry, work: Path) -> tuple[float, float, float, float]:
+def _telemetry_figures(channel: Telemetry, work: Path) -> tuple[float, float, float, float, float]:
     one = channel.series
-    contract = contract_of(channel.columns, channel.columns[1:], window=100, memory=228, step_ms=60_000,
-                           max_gap_ms=600_000, span_ms=6_000_000)
+    plain = vus_pr(one.label, plain_scores(one.values[:, :1].astype(np.float64), one.train), channel.window)
+    ours, ratio = _telemetry_run(channel, work / one.name, "full", window=100, memory=228)
+    default, _ = _telemetry_run(channel, work / f"{one.name}-default", "default")
+    return ours, plain, channel.best_published, ratio, default
+
+
+def _telemetry_run(channel: Telemetry, folder: Path, profile: Profile, **sizes: int) -> tuple[float, float]:
+    """VUS-PR, and held-out over nominal share."""
+    one = channel.series
+    contract = contract_of(channel.columns, channel.columns[1:], step_ms=60_000, max_gap_ms=600_000,
+                           span_ms=6_000_000, **sizes)
     prepared = prepared_from(contract, table_of([one], channel.columns, slice(0, one.train)))
-    bundle = make_bundle(prepared, work / one.name, "full")
+    bundle = make_bundle(prepared, folder, profile)
     scores, _ = run_backtest(bundle, table_of([one], channel.columns), batch_rows=5000)
     facts = bundle.manifest.calibration
-    ours = vus_pr(one.label, np.nan_to_num(scores.score).astype(np.float64), channel.window)
-    plain = vus_pr(one.label, plain_scores(one.values[:, :1].astype(np.float64), one.train), channel.window)
-    return ours, plain, channel.best_published, facts["held_out_share"] / facts["nominal_share"]
+    volume = vus_pr(one.label, np.nan_to_num(scores.score).astype(np.float64), channel.window)
+    return volume, facts["held_out_share"] / facts["nominal_share"]
 
 
 # --------------------------------------------------------------------------------------------------------------- TEP
@@ -284,16 +320,20 @@ def bench_tep(folder: Path, work: Path, quick: bool) -> list[Measurement]:
     scores, _ = run_backtest(bundle, table_of(faults, TEP_CHANNELS), batch_rows=5000)
     over = (scores.score > bundle.scorer.threshold).reshape(len(faults), -1)
     scored = np.isfinite(scores.score).reshape(len(faults), -1)
-    plain = [plain_scores(np.vstack([normal[0].values, one.values]).astype(np.float64), len(normal[0].values))
-             for one in faults]
-    level = plain_threshold([plain_scores(np.vstack([run.values for run in normal]).astype(np.float64), 500)[500:]])
-    plain_over = np.array([score[len(normal[0].values) :] > level for score in plain])
+    quiet = np.vstack([run.values for run in normal]).astype(np.float64)
+    level = plain_threshold([plain_scores(quiet, len(quiet))[int(SHARE * len(quiet)) :]])
+    plain_score = np.array([plain_scores(np.vstack([quiet, one.values]), len(quiet))[len(quiet) :] for one in faults])
+    plain_over = plain_score > level
+    ours = np.where(scored, scores.score.reshape(len(faults), -1), -np.inf)
     after, before = slice(TEP_FAULT_ROW, None), slice(0, TEP_FAULT_ROW)
     episodes = scores.is_anomaly.reshape(len(faults), -1)
     return [
         Measurement("TEP light: detection rate", 100 * float(over[:, after].mean()), "%", "higher", 92.5),
         Measurement("TEP light: false alarms before the fault", 100 * float(over[:, before][scored[:, before]].mean()),
                     "%", "lower", 1.5),
+        Measurement("TEP light: detection rate at 1.5 % false alarms", _rate_at(ours, scored), "%", "higher", 92.5),
+        Measurement("TEP plain scorer: detection rate at 1.5 % false alarms", _rate_at(plain_score, scored), "%",
+                    "higher"),
         Measurement("TEP light: rows inside of an episode after the fault", 100 * float(episodes[:, after].mean()), "%",
                     "higher"),
         Measurement("TEP light: rows inside of an episode before it", 100 * float(episodes[:, before].mean()), "%",
@@ -303,6 +343,12 @@ def bench_tep(folder: Path, work: Path, quick: bool) -> list[Measurement]:
                     "lower"),
         _held_out("TEP light", bundle),
     ]
+
+
+def _rate_at(score: np.ndarray, counted: np.ndarray, far: float = 0.015) -> float:
+    """Rows after the fault over the level that this share of the counted rows before it exceeds, per cent."""
+    level = np.quantile(score[:, :TEP_FAULT_ROW][counted[:, :TEP_FAULT_ROW]], 1 - far)
+    return 100 * float((score[:, TEP_FAULT_ROW:] > level).mean())
 
 
 # --------------------------------------------------------------------------------------------------------------- NAB
@@ -383,6 +429,7 @@ def _costs(bundle: Bundle, x: np.ndarray, times: int) -> tuple[float, ...]:
 
 SETS: dict[str, Callable[[Path, Path, bool], list[Measurement]]] = {
     "skab": bench_skab, "tep": bench_tep, "nab": bench_nab, "cost": bench_cost, "telemetry": bench_telemetry,
+    "kinds": bench_kinds,
 }
 
 
@@ -393,6 +440,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed")
     parser.add_argument("--quick", action="store_true", help="a minute's look")
     parser.add_argument("--only", choices=SETS, action="append", help="these sets alone")
+    parser.add_argument("--with", dest="earlier", action="append", type=Path, default=[], metavar="JSON",
+                        help="figures of an earlier run of other sets, for the table; repeatable")
     parser.add_argument("--pictures", type=Path, help="draw three SKAB files into this folder")
     parser.add_argument("--docs", action="store_true", help="write the table into docs/detection.md")
     arguments = parser.parse_args()
@@ -404,8 +453,10 @@ def main() -> int:
         draw_skab(folder, arguments.pictures)
         return 0
     found = []
+    for path in arguments.earlier:
+        found += [Measurement(**{**one, "samples": ()}) for one in json.loads(path.read_text())["measurements"]]
     with tempfile.TemporaryDirectory(prefix="narrows-bench-") as work:
-        for name in arguments.only or SETS:
+        for name in arguments.only or ([] if arguments.earlier else SETS):
             figures = SETS[name](folder, Path(work), arguments.quick)
             print_table(figures)
             found += figures

@@ -351,6 +351,7 @@ class Line:
                     for name, way in zip(self._names, alarm.directions.tolist(), strict=True) if way
                 },
                 "observed": _known(self._names, alarm.observed), "expected": _known(self._names, alarm.expected),
+                "margin": _known(self._names, alarm.margin),
             }
         # Opened and closed once an episode, updated at most once a row: unique without the device's name.
         at = alarm.name if event.kind == "updated" else event.start_offset

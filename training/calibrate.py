@@ -23,17 +23,21 @@ ALPHAS = (0.3, 0.1, 0.05)
 CLIP_SD = 6.0
 NOMINAL = 0.01             # share of normal rows over the threshold, where no alert rate is asked for
 REFUSED_RATIO = 3.0        # held-out over nominal share from which export is refused
-REFUSED_MOVED = 0.5        # share of the newest normal rows that lie over nearly all earlier ones, likewise
+REFUSED_MOVED = 0.5        # share of the newest normal rows that lie far over nearly all earlier ones, likewise ...
+MOVED_BY = 1.5             # ... far: so many times
 OWN_ROWS = 100             # rows of a device at which its own covariance weighs as much as the fleet's
 SETTLED_ROWS = 30          # residuals after which a filter has mostly filled up
 STRETCHES = 4              # of a device's learned rows, between which its mean may wander
 SET_ASIDE = 0.1            # share of the devices, those with the highest held-out scores, that set no threshold ...
 MOST_ASIDE = 0.2           # ... and this share, where more of them lie mostly over the others' threshold ...
 LEAST_FLEET = 10           # ... in fleets of at least so many
-MOST_RAISED = 1.25         # a threshold is raised by a quarter at most for the few rows that it was taken from
+MOST_RAISED = 1.25         # a threshold is raised by a quarter at most for the few rows that it was taken from ...
+MOST_LIFTED = 1.5          # ... and by half where held-out stretches of time disagree
 WEIGHTS = {"swing": 0.5}   # members that count for less than one in the score
 MOST_GROUPS = 1000         # devices that get a covariance of their own
 FLOOR_SD = 0.05            # least sd of a filtered residual, scaled units
+LEAST_DISTANCE = 0.5       # least threshold of a member, sd: rows in which nothing ever moves would set none
+LEAST_THRESHOLD = 0.1      # of the score, likewise
 WEEK_MS = 7 * 24 * 3600 * 1000
 
 
@@ -60,7 +64,7 @@ def calibrate(
     session = Session(model)
     residuals, age = residual_rows(session, prepared)
     judged = (age > 0) & (prepared.part == CALIBRATION)
-    learned = (age > 0) & (prepared.part >= FIT) & ~judged
+    unfitted = (age > 0) & (prepared.part == COVARIANCE)
     if not judged.any():
         raise BadInput("no whole window among the rows held out for calibration: give more rows")
     count = residuals.shape[1] // len(prepared.contract.sensors)
@@ -74,11 +78,11 @@ def calibrate(
     device = prepared.device[held]
     distances = scorer.distances(filtered[held], prepared.index[held])
     levels = [_level(column, device, nominal) for column in distances.reshape(len(distances), -1).T]
-    level = np.maximum(np.array(levels), 1e-6).reshape(scorer.member_threshold.shape)
+    level = np.maximum(np.array(levels), LEAST_DISTANCE).reshape(scorer.member_threshold.shape)
     scorer = replace(scorer, member_threshold=level, shift_threshold=float("inf"))
     if scorer.sees_changes:
         shift = scorer.shift(filtered[held], prepared.index[held])
-        scorer = replace(scorer, shift_threshold=max(_level(shift, device, nominal), 1e-6))
+        scorer = replace(scorer, shift_threshold=max(_level(shift, device, nominal), LEAST_DISTANCE))
     score = scorer.score(filtered[held], prepared.index[held]).astype(np.float64)
     aside = set_aside(score, device, nominal)
     counted = ~np.isin(device, aside)
@@ -88,12 +92,13 @@ def calibrate(
         share, alerts = _share_for_alerts(alerts_per_device_week, score[counted], prepared, held[counted])
     threshold, extrapolated = tail_quantile(score[counted], share)
     unsure = margin(int(counted.sum()), min(alphas))
-    raised = min(unsure, MOST_RAISED)
+    raised, held_out = lift(score[counted], _blocks(device[counted]), share, min(unsure, MOST_RAISED))
     threshold *= raised
-    scorer = replace(scorer, threshold=float(max(threshold, 1e-6)), limits=_limits(prepared))
-    held_out = held_out_share(score[counted], _blocks(device[counted]), share, unsure)
-    before = scorer.score(filtered[learned], prepared.index[learned])
-    moved = float((score > unsure * tail_quantile(before.astype(np.float64), nominal)[0]).mean())
+    scorer = replace(scorer, threshold=float(max(threshold, LEAST_THRESHOLD)), limits=_limits(prepared))
+    moved = 0.0
+    if unfitted.any():
+        before = scorer.score(filtered[unfitted], prepared.index[unfitted]).astype(np.float64)
+        moved = float((score > MOVED_BY * unsure * tail_quantile(before, nominal)[0]).mean())
     facts = {
         "rows": len(score), "nominal_share": share, "held_out_share": held_out, "moved_share": moved,
         "share_of_all": float((score > threshold).mean()), "threshold": scorer.threshold, "raised": raised,
@@ -135,9 +140,18 @@ def filter_rows(scorer: Scorer, residuals: np.ndarray, age: np.ndarray) -> np.nd
     return filtered
 
 
-def held_out_share(score: np.ndarray, block: np.ndarray, share: float, raised: float) -> float:
-    """Share of rows over a threshold that was taken from the other blocks' rows, and raised by `margin`."""
-    return float((score > raised * left_out(score, block, share)[block]).mean())
+def lift(score: np.ndarray, block: np.ndarray, share: float, raised: float) -> tuple[float, float]:
+    """What a threshold is raised by, and the held-out share then: of rows over a threshold from the other blocks' rows.
+
+    score, block : (n,) held-out rows.   raised : by `margin` already; more, up to MOST_LIFTED times, where blocks
+    disagree so much that one's threshold would let more than `share` of another's rows pass.
+    """
+    level = left_out(score, block, share)[block]
+    factors = raised * np.linspace(1, MOST_LIFTED, 11)
+    over = np.array([(score > factor * level).mean() for factor in factors])
+    enough = np.flatnonzero(over <= share)
+    place = int(enough[0]) if len(enough) else len(factors) - 1
+    return float(factors[place]), float(over[place])
 
 
 def _refuse_mixed_rows(held_out: float, share: float, moved: float, rows: int) -> None:
@@ -269,8 +283,10 @@ def _wander(samples: np.ndarray, block: np.ndarray) -> np.ndarray:
     """Covariance of the steps that a device's mean makes from one stretch of time to the next. (S, S)."""
     means = _group_means(samples, block, int(block.max()) + 1)
     steps = np.diff(means, axis=0)
-    within = np.arange(1, len(means)) % STRETCHES != 0
-    return ledoit_wolf(steps[within], centered=True)
+    steps = steps[np.arange(1, len(means)) % STRETCHES != 0]
+    if len(steps) < steps.shape[1]:              # too few to shrink: it would spread their size over all directions
+        return steps.T @ steps / len(steps)
+    return ledoit_wolf(steps, centered=True)
 
 
 def set_aside(score: np.ndarray, device: np.ndarray, share: float) -> np.ndarray:

@@ -84,7 +84,7 @@ def train(
     context_columns: ContextColumns = None,
     label_columns: Labels = None,
     missing: Missing = None,
-    trim: Annotated[bool, typer.Option("--trim", help="Leave contaminated rows out instead of refusing.")] = False,
+    trim: Annotated[bool, typer.Option("--trim", help="Leave odd rows out however many there are.")] = False,
     accept_shift: Annotated[
         bool, typer.Option("--accept-shift", help="Export even where held-out rows lie over the threshold too often.")
     ] = False,
@@ -352,10 +352,13 @@ def _told_memory() -> Iterator[None]:
 def _baseline(ready: "Source", wishes: dict[str, Any], out: Path, calibration: dict[str, Any]) -> "Bundle":
     from training.calibrate import calibrate
     from training.compare import compare
+    from training.ensemble import PROFILES
     from training.make_baseline import fit_without_torch, write_calibrated
 
-    kind = wishes["model"]
-    model, members = fit_without_torch(ready.prepared, kind)
+    kind, profile = wishes["model"], wishes.get("profile", "default")
+    if profile not in PROFILES:
+        raise BadInput(f"profile {profile!r}: --model {kind} takes {', '.join(PROFILES)}")
+    model, members = fit_without_torch(ready.prepared, kind, profile)
     return write_calibrated(
         ready.prepared, model, calibrate(model, ready.prepared, members=members, **calibration), out, family=kind,
         members=members, seed=wishes.get("seed", 0), data=ready.source, quality=compare({kind: model}, ready.prepared),

@@ -1,4 +1,4 @@
-"""Training rows that are not of one kind: found without labels, refused or trimmed, and told either way.
+"""Training rows that are not of one kind: found without labels, left out or refused, and told either way.
 
 A model learns whatever it is shown; anomalies among the training rows become normal and raise the threshold too. What
 can be seen without labels is a stretch of time whose level lies far outside of where the device mostly is. A state that
@@ -20,7 +20,8 @@ from training.prepare import spans
 FAR = 8.0            # robust sd of block levels from which a block is odd
 FLOOR_SHARE = 0.5    # least sd of block levels, as a share of the rows' own robust sd
 REGIME_VISITS = 3    # odd stretches of a device from which they are a regime
-REFUSED_SHARE = 0.05
+LABELLED_SHARE = 0.05    # of rows that the file's own label column marks, from which training is refused
+REFUSED_SHARE = 0.2      # of odd rows, from which nobody can say which rows are the normal ones
 LEAST_BLOCKS = 8
 
 
@@ -85,18 +86,18 @@ def labelled_shares(table: Table) -> dict[str, float]:
 def check_labels(shares: dict[str, float]) -> None:
     """Raises BadInput when the data's own label column marks more than 5 % of the rows. shares : `labelled_shares`."""
     name = max(shares, key=lambda name: shares[name], default="")
-    if shares.get(name, 0.0) > REFUSED_SHARE:
+    if shares.get(name, 0.0) > LABELLED_SHARE:
         raise BadInput(f"column {name!r} marks {shares[name]:.1%} of these rows as anomalous, and they would be "
                        f"learned as normal: --label-column {name} leaves them out, --rows takes others, "
                        "--accept-shift keeps them")
 
 
 def check(oddness: Oddness) -> None:
-    """Raises BadInput when the rows are contaminated."""
+    """Raises BadInput when more than a fifth of the rows is odd; fewer are left out."""
     if oddness.is_contaminated:
-        raise BadInput(f"{oddness.sentence()}: anomalies in the training rows would be learned as normal. Choose other "
-                       "rows (--rows), mark them (--label-column), leave them out with --trim, or say that they are "
-                       "normal with --accept-shift")
+        raise BadInput(f"{oddness.sentence()}: which of them are normal can't be told, and anomalies would be learned "
+                       "as normal. Choose other rows (--rows), mark them (--label-column), leave the odd ones out with "
+                       "--trim, or say that all are normal with --accept-shift")
 
 
 def _odd_rows(values: np.ndarray, block: int) -> tuple[np.ndarray, int]:

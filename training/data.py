@@ -30,8 +30,8 @@ def derive_contract(
     ranges : least and greatest value of each channel, (C,) each, NaN where it has none, where the table is a sample.
 
     Times that the default contract gives in seconds at 1 Hz become as many steps.
-    Raises BadInput for a label among the channels, a channel without a value, and a constant sensor (context may be
-    constant).
+    Raises BadInput for a label among the channels, and for a channel without a value. A constant channel stays: that it
+    moves at all is an anomaly (`constant` names such sensors).
     """
     channels = []
     for place, name in enumerate(table.channels):
@@ -46,9 +46,6 @@ def derive_contract(
         if LABEL_NAMES.match(name) and len(np.unique(finite[:100_000])) <= 10:
             raise BadInput(f"channel {name!r} looks like a label, which is never a feature: --ignore-columns {name}, "
                            f"or --label-column {name} to judge by it")
-        if high <= low and not is_context:
-            raise BadInput(f"channel {name!r} is {low:g} in every row, nothing to learn: --ignore-columns {name}, or "
-                           f"--context-columns {name} if it is a command or a set point")
         role: Role = "context" if is_context else "sensor"
         channels.append(Channel(name=name, role=role, bound=_round(1e-3 * (high - low))))
     step = step_ms or median_step(table)
@@ -56,6 +53,12 @@ def derive_contract(
         channels=tuple(channels), step_ms=step, window=window, memory=max(memory, window), hop=hop, span_ms=64 * step,
         max_gap_ms=30 * step, allowance_ms=30 * step, max_ahead_ms=max(3_600_000, 10 * step),
         episode=EpisodeRule(merge_ms=60 * step))
+
+
+def constant(table: Table) -> list[str]:
+    """Names of the table's channels, but for context, that never move."""
+    return [name for name, column in zip(table.channels, table.values.T, strict=True)
+            if name not in table.context and np.nanmin(column) == np.nanmax(column)]
 
 
 def _round(value: float) -> float:

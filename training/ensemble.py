@@ -9,7 +9,7 @@ The score is the mean of log1p(distance / threshold) over them (`pipeline.core.s
 own covariance and threshold, are right more often than any of them.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import onnx
@@ -23,9 +23,11 @@ from training.graphs import Graph
 from training.prepare import FIT, Prepared
 
 Profile = Literal["light", "default", "full"]
+PROFILES: tuple[Profile, ...] = get_args(Profile)
 
-MEMORY_WINDOWS = 4096        # that the full profile keeps
-CANDIDATES = 20_000          # windows among which those are chosen
+MEMORY_WINDOWS = {"default": 2048, "full": 4096}   # that a profile keeps
+MEMORY_CHANNELS = 4          # scored channels up to which the default keeps any: with more, all windows lie far apart
+CANDIDATES = 8192            # windows among which those are chosen
 MEMORY_LENGTHS = (40, 100)   # rows compared; at most the contract's window
 
 
@@ -34,7 +36,8 @@ def assemble(prepared: Prepared, body: bytes | None = None, family: str = "var",
     """The ensemble's ONNX file and its members' names.
 
     body    : an autoencoder's ONNX file; None starts from the VAR.   family : its name.
-    profile : light and default hold the linear members beside the body; full adds the memory.
+    profile : light holds the linear members beside the body; default adds a memory where few channels are scored, full
+              adds a larger one always.
     With hop > 1 the score compares whole windows, which one member alone rebuilds: the body is returned as it is.
     """
     contract = prepared.contract
@@ -45,8 +48,8 @@ def assemble(prepared: Prepared, body: bytes | None = None, family: str = "var",
     members = [("var", linear), ("raw", fit_baseline("raw", windows, contract))]
     if body is not None:
         members.insert(0, (family, body))
-    if profile == "full":
-        kept = memory_windows(prepared)
+    if profile == "full" or (profile == "default" and len(contract.sensors) <= MEMORY_CHANNELS):
+        kept = memory_windows(prepared, MEMORY_WINDOWS[profile])
         members += [(f"memory{length}", fit_memory(kept, contract, length)) for length in memory_lengths(contract)]
     return merge(members, contract, swing="var"), (*(name for name, _ in members), "swing")
 
@@ -106,7 +109,7 @@ def memory_lengths(contract: Contract) -> tuple[int, ...]:
     return tuple(sorted({min(length, contract.window) for length in MEMORY_LENGTHS}))
 
 
-def memory_windows(prepared: Prepared, most: int = MEMORY_WINDOWS) -> np.ndarray:
+def memory_windows(prepared: Prepared, most: int) -> np.ndarray:
     """Normal windows of the scored channels worth keeping, far from one another. (p, T, S) float32."""
     windows = prepared.windows(FIT, CANDIDATES)[:, :, prepared.contract.sensors_in_inputs]
     if len(windows) <= most:
@@ -119,11 +122,14 @@ def spread(points: np.ndarray, count: int) -> np.ndarray:
 
     points : (n, F).
     """
+    size = np.square(points).sum(axis=1)
     chosen = [0]
-    nearest = np.square(points - points[0]).sum(axis=1)
+    nearest = np.full(len(points), np.inf)
     for _ in range(count - 1):
+        last = chosen[-1]
+        np.minimum(nearest, size + size[last] - 2 * (points @ points[last]), out=nearest)
+        nearest[chosen[-1]] = -1.0   # rounding must not choose it twice
         chosen.append(int(nearest.argmax()))
-        np.minimum(nearest, np.square(points - points[chosen[-1]]).sum(axis=1), out=nearest)
     return np.sort(np.array(chosen))
 
 

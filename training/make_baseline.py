@@ -14,7 +14,7 @@ from pipeline.scoring.gate import make_golden
 from pipeline.scoring.session import Session
 from training.baselines import FIT_WINDOWS, fit_baseline
 from training.calibrate import Calibrated, calibrate
-from training.ensemble import assemble
+from training.ensemble import Profile, assemble
 from training.prepare import FIT, Prepared
 
 LATENT_STEP = 0.2      # bound of a coded latent, as a share of its deviation
@@ -22,23 +22,23 @@ MOST_LATENTS = 4000    # windows of a device that the latents' codec is learned 
 
 
 def make_baseline_bundle(
-    prepared: Prepared, out: Path, kind: str = "linear", seed: int = 0, **calibration: Any
+    prepared: Prepared, out: Path, kind: str = "linear", seed: int = 0, profile: Profile = "default", **calibration: Any
 ) -> Bundle:
     """Fits, calibrates and writes a baseline.
 
     prepared : from `training.prepare.prepare`.   out : the bundle's folder.   kind : raw | pca | var, or linear: the
-    ensemble of `training.ensemble` without an autoencoder.
+    ensemble of `training.ensemble` without an autoencoder, of that profile.
     calibration : passed on to `calibrate` (nominal, alerts_per_device_week, refuse, ...).
     """
-    model, members = fit_without_torch(prepared, kind)
+    model, members = fit_without_torch(prepared, kind, profile)
     calibrated = calibrate(model, prepared, members=members, **calibration)
     return write_calibrated(prepared, model, calibrated, out, family=kind, members=members, seed=seed)
 
 
-def fit_without_torch(prepared: Prepared, kind: str) -> tuple[bytes, tuple[str, ...]]:
+def fit_without_torch(prepared: Prepared, kind: str, profile: Profile = "default") -> tuple[bytes, tuple[str, ...]]:
     """The ONNX file and the members' names of raw, pca, var or linear."""
     if kind == "linear":
-        return assemble(prepared)
+        return assemble(prepared, profile=profile)
     return fit_baseline(kind, prepared.windows(FIT, FIT_WINDOWS), prepared.contract), (kind,)
 
 

@@ -103,6 +103,8 @@ def in_memory(table: Table, asked: Asked, source: dict[str, Any]) -> Source:
     """A table's rows, contaminated ones refused or left out."""
     data.check_order(table)
     contract = asked.contract or data.derive_contract(table, **asked.sizes)
+    if asked.contract is None:
+        _tell_constant(data.constant(table))
     masked = any_label(table, asked.labels) > 0 if asked.labels else np.zeros(len(table), bool)
     _tell_labelled(int(masked.sum()))
     if not (asked.labels or asked.accept):
@@ -123,6 +125,10 @@ def on_disk(laid: Spool, asked: Asked, source: dict[str, Any], most: int) -> Sou
     if contract is None:
         sizes = {"step_ms": data.median_step(laid.head(HEAD)), **asked.sizes}
         contract = data.derive_contract(laid.thinned(most), ranges=(laid.low, laid.high), **sizes)
+        _tell_constant([
+            channel.name for channel, low, high in zip(contract.channels, laid.low, laid.high, strict=True)
+            if low == high and channel.role == "sensor"
+        ])
     odd, rows = laid.find_odd(contract, most)
     laid.cut(contract, (rows,) if _is_trimmed(odd, asked, source) else ())
     masked = laid.count_masked()
@@ -146,10 +152,16 @@ def _is_trimmed(odd: contamination.Oddness, asked: Asked, source: dict[str, Any]
         return False
     if not (asked.trim or asked.accept):
         contamination.check(odd)
-    _say(f"{odd.sentence()}; {'left out' if asked.trim else 'kept'}")
-    devices = [list(one) for one in odd.devices[:10]]
-    source["odd_rows"] = {"share": odd.share, "left_out": asked.trim, "devices": devices}
-    return asked.trim
+    kept = asked.accept and not asked.trim
+    _say(f"{odd.sentence()}: {'kept, as normal' if kept else 'left out (--accept-shift learns them as normal)'}")
+    source["odd_rows"] = {"share": odd.share, "left_out": not kept, "devices": [list(one) for one in odd.devices[:10]]}
+    return not kept
+
+
+def _tell_constant(names: list[str]) -> None:
+    for name in names:
+        _say(f"channel {name!r} never moves in these rows: any move of it will be an anomaly. For a command or set "
+             f"point use --context-columns {name}; --ignore-columns {name} leaves it out")
 
 
 def _say(line: str) -> None:

@@ -177,6 +177,6 @@ def _write_episodes(out: Path, bundle: Bundle, alarms: list[tuple[str, bool, Ala
                 "episode_id": output_id(TOPIC, 0, "episode", LANES[late], event.start_offset), "device": device,
                 "lane": LANES[late], "state": event.kind, "row": event.trigger, "window_start": event.start_ts,
                 "window_end": event.end_ts, "score": event.score, "peak": event.peak, "threshold": alarm.threshold,
-                "severity": event.severity, "contributions": dict(zip(names, explained, strict=False)),
-                "digest": alarm.digest,
+                "severity": event.severity, "kind": alarm.kind,
+                "contributions": dict(zip(names, explained, strict=False)), "digest": alarm.digest,
             }) + b"\n")

@@ -14,6 +14,7 @@ from pipeline.agent import Part
 from pipeline.cli.options import ConfigFile, Json
 from pipeline.config import Config, load_config
 from pipeline.core.records import Records
+from pipeline.core.scaling import Scaling
 from pipeline.engine.transport import TP
 from pipeline.errors import BadInput
 from pipeline.formats.readings import Reason
@@ -23,6 +24,7 @@ from pipeline.scoring.models import ModelShelf
 from pipeline.scoring.stream import Result
 from pipeline.sinks import Anomaly, read_anomaly, read_dead_letter
 
+NORMAL_SHARE = 0.5     # of the threshold, below which a row is an example of a normal one
 FIRST_REACH = 20_000   # records before the alert that are read at first; doubled until they hold what a score needs
 
 
@@ -93,9 +95,12 @@ def score_again(config: Config, partition: int, anomaly: Anomaly) -> tuple[dict[
             OutputTopics(None, None, None, None, "", ""),
         )
         line.stream.contributions = True
-        line.assign(partition, model, anomaly.trigger, -1, {})
+        line.assign(partition, model, start, -1, {})
         records = list(topics.read_range(settings, stream.topic, partition, start, anomaly.trigger + 1))
-        again = _row(line, _push(line, stream.topic, partition, records, anomaly.trigger, crashed), anomaly)
+        results = _push(line, stream.topic, partition, records, start, crashed)
+        again = _row(line, results, anomaly)
+        if again is not None:
+            again["nearest_normal"] = nearest_normal(line, results, anomaly, model.scaling)
         if start == first or (again is not None and np.float32(again["score"]) == np.float32(anomaly.score)):
             return again, start
         reach *= 4
@@ -122,6 +127,40 @@ def _push(
         now = int(running[-1])
         results.append(line.compute([Part(TP(topic, partition), part, running, emit_from, crashed)])[0])
     return results
+
+
+def nearest_normal(
+    line: Line, results: list[Result], anomaly: Anomaly, scaling: Scaling
+) -> dict[str, Any] | None:
+    """The row of the alert's device and lane, scored as normal before the alert, whose values lie nearest to the
+    alerted row's in the device's own scale. None where no such row was read.
+
+    Normal: below half of the threshold and outside of an episode. A missing value counts as one deviation apart.
+    """
+    rows, sensors = line.stream.rows, line.contract.sensors
+    names = [line.contract.names[place] for place in sensors]
+    values, ts_ms, offset = [], [], []
+    for result in results:
+        for scored in result.scored:
+            if scored.observed is None:
+                continue
+            normal = (scored.score < NORMAL_SHARE * scored.threshold) & ~scored.verdict.is_anomaly
+            for slot in np.unique(scored.slot).tolist():
+                if rows.names[slot] == anomaly.device and rows.is_late(slot) == (anomaly.lane == "late"):
+                    mine = normal & (scored.slot == slot) & (scored.trigger < anomaly.trigger)
+                    values.append(scored.observed[mine])
+                    ts_ms.append(scored.ts_ms[mine])
+                    offset.append(scored.trigger[mine])
+    known = np.concatenate(values) if values else np.empty((0, len(names)))
+    if not len(known):
+        return None
+    asked = np.array([np.nan if anomaly.observed.get(name) is None else anomaly.observed[name] for name in names])
+    scale = scaling.scale[scaling.index([anomaly.device])[0], sensors]
+    apart = ((known - asked) / scale) ** 2
+    nearest = int(np.where(np.isnan(apart), 1, apart).sum(axis=1).argmin())
+    told = [None if value != value else value for value in known[nearest].tolist()]
+    return {"ts": int(np.concatenate(ts_ms)[nearest]), "offset": int(np.concatenate(offset)[nearest]),
+            "values": dict(zip(names, told, strict=True))}
 
 
 def _row(line: Line, results: list[Result], anomaly: Anomaly) -> dict[str, Any] | None:
@@ -159,11 +198,13 @@ def _show(anomaly: Anomaly, again: dict[str, Any] | None, same: bool, where: str
         + (", the same bits" if same else "")
     )
     console.print(f"bundle {anomaly.digest[:12]}, partition {where}")
-    table = Table("channel", "share", "direction", "observed", "expected")
+    nearest = None if again is None else again["nearest_normal"]
+    normal = {} if nearest is None else nearest["values"]
+    if nearest is not None:
+        console.print(f"nearest normal row: ts {nearest['ts']}, offset {nearest['offset']}")
+    table = Table("channel", "share", "direction", "observed", "expected", "+-", "nearest normal")
     for name, share in sorted(anomaly.contributions.items(), key=lambda pair: -pair[1]):
-        observed, expected = anomaly.observed.get(name), anomaly.expected.get(name)
-        table.add_row(
-            name, f"{share:.4g}", anomaly.directions.get(name, ""), "" if observed is None else f"{observed:.6g}",
-            "" if expected is None else f"{expected:.6g}",
-        )
+        told = [anomaly.observed.get(name), anomaly.expected.get(name), anomaly.margin.get(name), normal.get(name)]
+        table.add_row(name, f"{share:.4g}", anomaly.directions.get(name, ""),
+                      *("" if value is None else f"{value:.6g}" for value in told))
     console.print(table)

@@ -81,6 +81,7 @@ class _State:
     peak_ratio: float = 0.0
     peak_offset: int = -1
     severity: int = 0
+    kind: str = ""            # of the open episode, as `Verdicts.name` was told
 
     def at_rest(self) -> bool:
         return not (self.over or self.is_open or self.quiet or self.level)
@@ -231,6 +232,13 @@ class Verdicts:
         self._states[slot] = _State(**state)
         self._busy[slot] = True
 
+    def name(self, slot: int, kind: str) -> None:
+        """Notes what kind of thing a slot's open episode is; `state` carries it on."""
+        state = self._states[slot]
+        if state.kind != kind:
+            state.kind = kind
+            self._changed.add(slot)
+
     def reset(self, slot: int) -> None:
         """Forgets a slot without a word: its device left the partition, or another one takes the slot."""
         self._rest(slot)
@@ -299,6 +307,6 @@ def _event(kind: EventKind, state: _State, slot: int, trigger: int, row: int, sc
 
 
 def _forget_episode(state: _State) -> None:
-    state.is_open, state.under = False, 0
+    state.is_open, state.under, state.kind = False, 0, ""
     state.start_offset, state.start_ts, state.end_ts = -1, 0, 0
     state.peak, state.peak_ratio, state.peak_offset, state.severity = 0.0, 0.0, -1, 0

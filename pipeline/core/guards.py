@@ -92,13 +92,11 @@ def kind_of(codes: np.ndarray, contributions: np.ndarray) -> Kind:
     return KINDS[int(codes[faulty[np.argmax(contributions[faulty])]])]
 
 
-def is_fleet_wide(started_ms: np.ndarray, devices: int, within_ms: int) -> bool:
-    """Whether open episodes are one thing that befell the fleet: half of its devices began within one merge time.
+def is_fleet_wide(started_ms: np.ndarray, at_ms: int, devices: int, within_ms: int) -> bool:
+    """Whether an episode is one thing that befell the fleet: half of its devices began theirs at about that time.
 
-    started_ms : (k,) start of every open episode, one a device.   devices : that are live.
+    started_ms : (k,) start of every open episode, one a device, this one's too.   at_ms : its start.
+    devices : that are live.   within_ms : how far apart two starts may lie.
     """
-    if devices < FLEET_LEAST or len(started_ms) < FLEET_SHARE * devices:
-        return False
-    ordered = np.sort(started_ms)
-    needed = int(np.ceil(FLEET_SHARE * devices))
-    return bool((ordered[needed - 1 :] - ordered[: len(ordered) - needed + 1] <= within_ms).any())
+    near = int((np.abs(started_ms - at_ms) <= within_ms).sum())
+    return devices >= FLEET_LEAST and near >= FLEET_SHARE * devices

@@ -198,6 +198,17 @@ class Scorer:
         """Whether each channel lies above (1) or below (-1) what was expected. (n, S) int8."""
         return np.sign(self._standardised(filtered, device).sum(axis=1)).astype(np.int8)
 
+    def expected_spread(self, device: np.ndarray | None = None, count: int = 1) -> np.ndarray:
+        """Standard deviation of the first member's residual in normal rows, scaled units. (n, S) float32.
+
+        Taken back from its quickest average, as if residuals were independent: sd of an average with constant a is
+        sqrt(a / (2 - a)) of it.   device : as in `score`.   count : n, where G is 1.
+        """
+        quickest = int(np.argmax(self.alphas))
+        a = float(self.alphas[quickest])
+        group = self._group(device, count if device is None else len(device))
+        return np.asarray(self.sd[group, 0, quickest] * np.float32(np.sqrt((2 - a) / a)))
+
     def _standardised(self, filtered: np.ndarray, device: np.ndarray | None) -> np.ndarray:
         group = self._group(device, len(filtered))
         split = self._split(filtered)                                     # (n,M,K,S)

@@ -23,6 +23,8 @@ from pipeline.core.windows import fill
 from pipeline.errors import BadBundle
 from pipeline.scoring.session import Session
 
+BAND_SD = 3.0   # half width of the band around an expected value, in deviations of normal rows
+
 
 @dataclass(frozen=True)
 class Model:
@@ -44,8 +46,10 @@ class Alarm:
     event : its `slot` and `trigger` are final.  name : of the row behind it (`Columns.offset`), -1 by silence.
     ts_ms : of that row (end of the episode where silence closed it).
     contributions : (S,) >= 0, sum to the score.  directions : (S,) int8.
-    observed, expected : (S,) in the channels' units, NaN where missing.  All None where silence closed it.
-    kind : what the row shows: the machine, or a sensor's fault.
+    observed, expected : (S,) in the channels' units, NaN where missing.
+    margin : (S,) how far from the expected value normal rows lie, BAND_SD deviations, in the channels' units.
+    All None where silence closed it.
+    kind : of the episode so far: the machine, a sensor's fault, the fleet; or the silence that closed it.
     """
 
     event: EpisodeEvent
@@ -56,6 +60,7 @@ class Alarm:
     directions: np.ndarray | None = None
     observed: Float | None = None
     expected: np.ndarray | None = None
+    margin: np.ndarray | None = None
     kind: guards.Kind = "silence"
     name: int = -1
 
@@ -65,7 +70,7 @@ class Scored:
     """Rows at or after what was delivered before, grouped by slot. All (n,) unless said.
 
     score : NaN where unscored, `run` below the window says that it is warming.
-    contributions : (n, S), only where asked for.
+    contributions, observed : (n, S), the latter in the channels' units; only where asked for.
     """
 
     digest: str
@@ -78,6 +83,7 @@ class Scored:
     score: Float
     verdict: Verdict
     contributions: Float | None
+    observed: Float | None
 
 
 @dataclass(slots=True)
@@ -114,10 +120,18 @@ class Result:
     duplicates: int = 0
 
 
+@dataclass(slots=True)
+class _Open:
+    """An open episode: what telling its kind needs."""
+
+    start_ts: int
+    kind: guards.Kind
+
+
 class Stream:
     """State of one stream.
 
-    contract : the stream's.  contributions : keep (n, S) contributions of every scored row, for backtests.
+    contract : the stream's.  contributions : keep (n, S) contributions and values of every row, for backtests.
     keep_latents : keep each row's latent until its block is complete, for latent blocks: 4 * D bytes a row.
     """
 
@@ -138,6 +152,9 @@ class Stream:
         self._latent_ts = np.zeros(self.rows.capacity, np.int64)
         self._told: dict[int, list[list[int]]] = {}     # moods of rows before `emit_from`, by slot: see `state`
         self._calmed: set[int] = set()                   # slots whose open block with a mood ended since `settled`
+        self._born = np.full(self.rows.capacity, -1, np.int64)       # offset from which each main slot's device is live
+        self._ended: list[tuple[int, int, int]] = []                 # lives that ended in the newest rows
+        self._open: dict[int, _Open] = {}                            # by slot
         self._all_inputs = len(contract.inputs) == len(contract.channels)
 
     # ---------------------------------------------------------------- partitions
@@ -159,6 +176,8 @@ class Stream:
             verdict = dict(state)
             self._told[slot] = verdict.pop("moods", [])
             self.verdicts.restore(slot, verdict or None)
+            if verdict.get("is_open"):
+                self._open[slot] = _Open(verdict["start_ts"], verdict.get("kind") or "machine")
 
     def revoke(self, partition: int) -> None:
         for slot in self.rows.revoke(partition):
@@ -228,6 +247,7 @@ class Stream:
             self._latent = np.pad(self._latent, ((0, more), (0, 0)))
             self._latent_offset = np.pad(self._latent_offset, (0, more), constant_values=-1)
             self._latent_ts = np.pad(self._latent_ts, (0, more))
+            self._born = np.pad(self._born, (0, more), constant_values=-1)
 
     def _forget(self, slot: int) -> None:
         if slot < len(self._scale):
@@ -236,6 +256,8 @@ class Stream:
             self._latent_offset[slot] = -1
         self._told.pop(slot, None)
         self._calmed.discard(slot)
+        self._born[slot] = -1
+        self._open.pop(slot, None)
 
     # ---------------------------------------------------------------- one batch
 
@@ -243,9 +265,12 @@ class Stream:
         """Take one batch in and say what it causes. rows.device comes from `slots` of this very batch."""
         result = Result()
         for part, part_clocks in self.rows.parts(rows, clocks):
-            for pushed in self.rows.push(part, part_clocks):
+            known = len(result.alarms)
+            every = self.rows.push(part, part_clocks)
+            for pushed in every:
                 self._fit()
                 self._score(pushed, result)
+            self._name_kinds(every, result.alarms[known:])
         return result
 
     def slots(self, partition: int, devices: Sequence[str]) -> Int:
@@ -363,14 +388,15 @@ class Stream:
         with np.errstate(invalid="ignore"):
             mood = np.where(judged > model.scorer.threshold, OVER, np.where(np.isnan(judged), 0, CALM))
         rows.mood[position[emitted]] = np.where(verdict.is_anomaly, ANOMALOUS, mood)
-        contributions = None
+        contributions = values = None
         if self.contributions:
+            values = rows.values[position[emitted]][:, contract.sensors]
             contributions = np.zeros((len(emitted), len(contract.sensors)), np.float32)
             if len(due):
                 contributions[place] = model.scorer.contributions(filtered, scores[place], group)
         result.scored.append(Scored(
             model.digest, model.scorer.threshold, slot[emitted], ts_ms[emitted], offset[emitted],
-            pushed.trigger[index][emitted], run[emitted], scores, verdict, contributions,
+            pushed.trigger[index][emitted], run[emitted], scores, verdict, contributions, values,
         ))
         for event in events:
             if event.row < 0:
@@ -387,6 +413,7 @@ class Stream:
                 model.scorer.directions(filtered[one], own)[0],
                 rows.values[position[row], contract.sensors],
                 model.scaling.invert(rebuilt, own)[0, contract.sensors],
+                BAND_SD * model.scorer.expected_spread(own)[0] * model.scaling.scale[own[0], contract.sensors],
                 guards.kind_of(codes[one[0]], shares), int(offset[row]),
             ))
         return latents
@@ -494,6 +521,79 @@ class Stream:
 
     def _residual(self, model: Model, scaled: Float, newest: Float) -> Float:
         return residual(scaled[:, self.contract.sensors_in_inputs], newest, model.scorer.clip)
+
+    # ---------------------------------------------------------------- kinds of episodes
+
+    def _name_kinds(self, every: list[Pushed], alarms: list[Alarm]) -> None:
+        """Say of each event what kind of episode it is of, in the order of the log.
+
+        Each partition is judged by itself: that is the log that the answer is a function of.
+        """
+        self._follow_lives(every)
+        if not alarms:
+            return
+        lives = self._lives()
+        touched: set[int] = set()
+        for alarm in sorted(alarms, key=lambda one: (one.event.trigger, one.event.kind != "closed")):
+            event = alarm.event
+            if event.kind == "opened":
+                self._open[event.slot] = _Open(event.start_ts, alarm.kind)
+                touched |= {event.slot, *self._befell_fleet(event, lives)}
+            own = self._open.get(event.slot)
+            if own is None:
+                continue
+            if own.kind == "machine" and alarm.kind not in ("machine", "silence"):
+                own.kind = alarm.kind                          # the guard needed more rows than the score
+                touched.add(event.slot)
+            if alarm.kind != "silence":
+                alarm.kind = own.kind
+            if event.kind == "closed":
+                del self._open[event.slot]
+        for slot in touched & self._open.keys():
+            self.verdicts.name(slot, self._open[slot].kind)
+
+    def _befell_fleet(self, event: EpisodeEvent, lives: np.ndarray) -> list[int]:
+        """Open episodes that an opening shows to be the fleet's, this one included; their kind is changed."""
+        if self.rows.is_late(event.slot):
+            return []
+        partition, within = self.rows.partition[event.slot], self.contract.episode.merge_ms
+        mine = [slot for slot in self._open if self.rows.partition[slot] == partition and not self.rows.is_late(slot)]
+        started = np.array([self._open[slot].start_ts for slot in mine])
+        live = (lives[:, 0] == partition) & (lives[:, 1] <= event.trigger) & (lives[:, 2] > event.trigger)
+        if not guards.is_fleet_wide(started, event.start_ts, int(live.sum()), within):
+            return []
+        near = [mine[i] for i in np.flatnonzero(np.abs(started - event.start_ts) <= within).tolist()]
+        machines = [slot for slot in near if self._open[slot].kind == "machine"]
+        for slot in machines:
+            self._open[slot].kind = "fleet"
+        return machines
+
+    def _follow_lives(self, every: list[Pushed]) -> None:
+        """Note from which offset each device is live, and which lives ended in these rows."""
+        rows, born = self.rows, self._born
+        self._ended = []
+        for pushed in every:
+            if pushed.late or not len(pushed.slot):
+                continue
+            first = np.flatnonzero(np.append(True, pushed.slot[1:] != pushed.slot[:-1]))
+            fresh = first[born[pushed.slot[first]] < 0]
+            born[pushed.slot[fresh]] = pushed.trigger[fresh]
+            for i in np.flatnonzero(pushed.silenced >= 0).tolist():       # silent, then back
+                slot = int(pushed.slot[i])
+                self._ended.append((int(rows.partition[slot]), int(born[slot]), int(pushed.silenced[i])))
+                born[slot] = pushed.trigger[i]
+        for slot, trigger in (pair for pushed in every for pair in pushed.ended):
+            if not rows.is_late(slot):
+                self._ended.append((int(rows.partition[slot]), int(born[slot]), trigger))
+        known = len(rows.names)
+        born[:known][~rows.live[:known]] = -1
+
+    def _lives(self) -> np.ndarray:
+        """(n, 3) int64, a device's life each: partition, its first offset, the offset that ended it."""
+        live = np.flatnonzero(self._born >= 0)
+        never = np.full(len(live), np.iinfo(np.int64).max)
+        now = np.stack([self.rows.partition[live], self._born[live], never], axis=1)
+        return np.concatenate([now, np.array(self._ended, np.int64).reshape(-1, 3)])
 
     # ---------------------------------------------------------------- the checkpoint
 

@@ -60,6 +60,7 @@ class Anomaly(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     contributions : share of the score a channel, >= 0, at the event's row; they sum to its score.
     directions    : whether the channel lies above or below what was expected.
     observed, expected : value a channel in its own unit at the event's row.
+    margin        : how far from the expected value normal rows lie, in the channel's unit: expected +- margin.
     trigger       : offset of the input record that caused the event.
     index         : place of the event's row in the record that began it, left out where it is 0.
     final         : false for an event of the wall clock, which one of the log with the same id replaces.
@@ -83,6 +84,7 @@ class Anomaly(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     directions: dict[str, Direction] = {}
     observed: dict[str, float | None] = {}
     expected: dict[str, float | None] = {}
+    margin: dict[str, float | None] = {}
     digest: str
     trigger: int
     index: int | msgspec.UnsetType = msgspec.UNSET

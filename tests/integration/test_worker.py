@@ -47,6 +47,10 @@ def test_outputs_on_a_real_broker_equal_the_oracle(world: World) -> None:
         told = json.loads(result.output)
         assert told["same"]
         assert told["again"]["contributions"] == pytest.approx(anomaly.contributions, rel=1e-5)
+        assert anomaly.margin.keys() == anomaly.expected.keys()
+        assert all(margin > 0 for margin in anomaly.margin.values())
+        nearest = told["again"]["nearest_normal"]
+        assert nearest is None or nearest["offset"] < anomaly.trigger
 
 
 def some_alerts(world: World) -> list[Anomaly]:

@@ -9,7 +9,7 @@ from pipeline.errors import BadInput
 from pipeline.registry.bundle import load_bundle
 from pipeline.scoring.gate import open_session
 from training.baselines import fit_baseline
-from training.calibrate import calibrate
+from training.calibrate import calibrate, lift
 from training.make_baseline import make_baseline_bundle
 from training.prepare import CALIBRATION, COVARIANCE, FIT, prepare, split
 
@@ -58,7 +58,7 @@ def test_late_rows_are_left_out_of_training():
 
 @pytest.mark.parametrize("kind", ["raw", "pca", "var", "linear"])
 def test_a_baseline_bundle_loads_passes_its_gate_and_holds_its_nominal_rate(tmp_path, kind):
-    ready = prepared()
+    ready = prepared(rows=3000)
     made = make_baseline_bundle(ready, tmp_path / kind, kind)
     bundle = load_bundle(tmp_path / kind, CONTRACT)
     assert bundle.digest == made.digest
@@ -198,3 +198,31 @@ def test_a_pattern_marked_false_twenty_times_is_silent_and_another_fault_is_stil
     assert over(strict, 1) > 0.3
     assert over(ready, 1) < 0.05
     assert over(ready, 2) > 0.3
+
+
+def test_a_device_whose_only_channel_never_moves_in_training_is_scored_and_its_first_move_found(tmp_path):
+    from pipeline.scoring.session import Session
+    from training.calibrate import filter_rows, residual_rows
+
+    one = Contract(channels=(Channel(name="a"),), window=8, memory=40)
+    still = np.full((400, 1), -1.0)
+    ready = prepare(one, ["d"], np.zeros(400, dtype=int), np.arange(400) * 1000, still)
+    scorer = make_baseline_bundle(ready, tmp_path / "still").scorer
+    model = (tmp_path / "still" / "model.onnx").read_bytes()
+    still[300:] = -0.9
+    laid = prepare(one, ["d"], np.zeros(400, dtype=int), np.arange(400) * 1000, still, mask=np.arange(400) >= 300)
+    residuals, age = residual_rows(Session(model), laid)
+    score = scorer.score(filter_rows(scorer, residuals, age), laid.index)
+    assert (score[:300] < scorer.threshold).all()
+    assert (score[305:] > scorer.threshold).all()
+    assert score.max() < 1e3
+
+
+def test_stretches_that_disagree_raise_the_threshold_until_the_held_out_share_is_what_was_asked_for():
+    rng = np.random.default_rng(0)
+    block = np.repeat(np.arange(5), 400)
+    score = rng.exponential(size=2000) * np.where(block == 4, 1.3, 1.0)
+    factor, held_out = lift(score, block, 0.01, 1.0)
+    assert 1.0 < factor <= 1.5
+    assert held_out <= 0.01
+    assert lift(rng.exponential(size=2000) + 1, block, 0.05, 1.0)[0] < 1.1

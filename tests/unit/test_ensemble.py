@@ -69,3 +69,12 @@ def test_thinned_streams_get_the_body_alone():
 def test_spread_points_are_far_apart():
     points = np.concatenate([np.zeros((50, 2)), np.ones((1, 2)) * 9, np.ones((1, 2)) * -9])
     assert spread(points, 3).tolist() == [0, 50, 51]
+
+
+def test_the_default_profile_keeps_a_memory_where_few_channels_are_scored_and_the_light_one_never(ready):
+    many = Contract(channels=tuple(Channel(name=f"c{i}") for i in range(6)), window=16, memory=60)
+    values = np.random.default_rng(0).normal(size=(400, 6))
+    wide = prepare(many, ["d"], np.zeros(400, dtype=int), np.arange(400) * 1000, values)
+    assert "memory16" in assemble(ready)[1]
+    assert "memory16" not in assemble(ready, profile="light")[1]
+    assert "memory16" not in assemble(wide)[1]

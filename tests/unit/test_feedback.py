@@ -1,12 +1,23 @@
 """What people said of alerts, and which episodes it leaves out."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import msgspec
+import numpy as np
 import pytest
 
 from pipeline.cli import feedback as command
+from pipeline.cli.backtest import run_backtest
+from pipeline.core.contract import Channel, Contract
 from pipeline.errors import BadInput
+from pipeline.formats.files import Table
+from pipeline.registry.bundle import Bundle
 from pipeline.topics import TOPICS, Feedback
-from training.topic import called_false
+from training.jobs import MASKED, PARDONED, _fit
+from training.make_baseline import make_baseline_bundle
+from training.prepare import prepare
+from training.topic import called_false, mask
 
 
 def record(episode: str, is_true: bool) -> tuple[bytes, bytes]:
@@ -41,3 +52,48 @@ def test_feedback_reaches_the_topic(kafka, tmp_path):
     command.feedback("e2", is_true=True, config=path)
     command.feedback("e2", forget=True, config=path)
     assert called_false(newest_by_key(settings, tree.kafka.topic("feedback"))) == {"e1"}
+
+
+def test_twenty_false_alarms_of_a_pattern_silence_it_after_a_retraining_and_other_faults_are_still_found(tmp_path):
+    """From alerts of the stream's own code over their marks to the retraining job's bundle, and the stream again."""
+    contract = Contract(channels=tuple(Channel(name=name) for name in "abcd"), window=8, memory=40)
+
+    def table_of(seed: int, rows: int, starts: range, channel: int) -> Table:
+        """Correlated rows of one device, with a step of five deviations for 40 rows at each start."""
+        rng = np.random.default_rng(seed)
+        shocks = rng.normal(size=(rows, 4)) @ np.random.default_rng(0).normal(size=(4, 4)) * 0.5
+        values = np.zeros_like(shocks)
+        for row in range(1, rows):
+            values[row] = 0.6 * values[row - 1] + shocks[row]
+        spread = values[:, channel].std()
+        for start in starts:
+            values[start : start + 40, channel] += 5 * spread
+        return Table(("d",), np.zeros(rows, np.int64), np.arange(rows) * 1000, contract.names,
+                     values.astype(np.float32), reason=np.zeros(rows, np.uint8))
+
+    def found(bundle: Bundle, table: Table, starts: range) -> int:
+        """How many of the steps raise an alert."""
+        opened = [one.event.start_ts // 1000 for _, _, one in run_backtest(bundle, table, 5000)[1]
+                  if one.event.kind == "opened"]
+        return sum(any(start - 5 <= row < start + 60 for row in opened) for start in starts)
+
+    clean = table_of(1, 3000, range(0), 1)
+    ready = prepare(contract, clean.devices, clean.device, clean.ts_ms, clean.values)
+    first = make_baseline_bundle(ready, tmp_path / "first", refuse=False)
+    twenty, later = range(300, 6300, 300), range(200, 2000, 300)
+    seen = table_of(2, 6500, twenty, 1)
+    spans = {}
+    for _, _, alarm in run_backtest(first, seen, 5000)[1]:
+        spans[str(alarm.event.start_offset).encode()] = ("d", alarm.event.start_ts, alarm.event.end_ts)
+    false = [name for name, (_, began, _) in spans.items() if any(0 <= began // 1000 - at < 60 for at in twenty)]
+    assert len(false) >= 20
+    marks = dict(record(name.decode(), False) for name in false)
+    pardoned = mask(seen, [spans[name.encode()] for name in called_false(marks)])
+    learn = replace(seen, labels={MASKED: mask(seen, spans.values()), PARDONED: pardoned})
+    stream = SimpleNamespace(contract=contract, retrain=SimpleNamespace(family="linear"))
+    second = _fit(stream, first, learn, tmp_path / "second", {}, lambda *told: None)
+
+    again, fault = table_of(3, 2200, later, 1), table_of(3, 2200, later, 2)
+    assert found(first, again, later) == len(later)
+    assert found(second, again, later) == 0
+    assert found(second, fault, later) == len(later)

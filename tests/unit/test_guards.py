@@ -1,12 +1,10 @@
 """Guards: what a sensor does that no machine does; and a labelled suite of all kinds through the stream."""
 
-from collections import Counter
-
 import numpy as np
 import pytest
 
+from bench import detection_kinds as kinds
 from pipeline.cli.backtest import run_backtest
-from pipeline.core.contract import Channel, Contract, EpisodeRule
 from pipeline.core.guards import (
     DROPOUT,
     NEVER,
@@ -19,9 +17,10 @@ from pipeline.core.guards import (
     kind_of,
     learn_limits,
 )
+from pipeline.core.rows import Clock, Columns
 from pipeline.formats.files import Table
-from training.make_baseline import make_baseline_bundle
-from training.prepare import prepare
+from pipeline.scoring.gate import open_session
+from pipeline.scoring.stream import Model, Stream
 
 LOW, HIGH = np.array([-np.inf, 0.0]), np.array([np.inf, 10.0])
 LIMITS = np.array([[3, NEVER], [2, 2]])
@@ -92,67 +91,72 @@ def test_the_faulty_channel_that_contributes_most_names_the_kind():
 
 
 def test_half_of_the_fleet_at_once_is_the_fleet_and_a_few_or_a_slow_trickle_is_not():
-    assert is_fleet_wide(np.array([0, 10, 20, 30]), devices=8, within_ms=60)
-    assert not is_fleet_wide(np.array([0, 10, 20]), devices=8, within_ms=60)
-    assert not is_fleet_wide(np.array([0, 1000, 2000, 3000]), devices=8, within_ms=60)
-    assert not is_fleet_wide(np.array([0, 1]), devices=2, within_ms=60)
+    assert is_fleet_wide(np.array([0, 10, 20, 30]), 30, devices=8, within_ms=60)
+    assert not is_fleet_wide(np.array([0, 10, 20]), 20, devices=8, within_ms=60)
+    assert not is_fleet_wide(np.array([0, 1000, 2000, 3000]), 3000, devices=8, within_ms=60)
+    assert not is_fleet_wide(np.array([0, 1]), 1, devices=2, within_ms=60)
 
 
 # ------------------------------------------------------------------------------------------------- the labelled suite
 
-CONTRACT = Contract(
-    channels=tuple(Channel(name=f"c{i}", low=-40.0, high=40.0) for i in range(4)), window=24, memory=100,
-    episode=EpisodeRule(rows_on=4),
-)
-ROWS, AT = 900, 700
-FAULTS = ("machine", "stuck", "out of range", "dropout", "none")
-
-
-def normal(seed: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    mix = np.random.default_rng(0).normal(size=(4, 4)) * 0.4
-    state = np.zeros((ROWS, 4))
-    for row in range(1, ROWS):
-        state[row] = 0.7 * state[row - 1] + mix @ rng.normal(size=4)
-    return state
-
-
-def broken(kind: str, seed: int) -> np.ndarray:
-    rows = normal(seed)
-    channel = seed % 4
-    if kind == "machine":
-        rows[AT:, channel] += 4 * rows[:AT, channel].std()
-    elif kind == "stuck":
-        rows[AT:, channel] = rows[AT, channel]
-    elif kind == "out of range":
-        rows[AT:, channel] += 80
-    elif kind == "dropout":
-        rows[AT:, channel] = np.nan
-    return rows
-
 
 @pytest.fixture(scope="module")
-def confusion(tmp_path_factory) -> Counter:
-    """How often a fault (row) was told as a kind (column), 8 devices each."""
-    learned = [normal(1000 + i)[:600] for i in range(6)]
-    device, ts = np.repeat(np.arange(6), 600), np.tile(np.arange(600) * 1000, 6)
-    ready = prepare(CONTRACT, [f"n{i}" for i in range(6)], device, ts, np.vstack(learned))
-    bundle = make_baseline_bundle(ready, tmp_path_factory.mktemp("suite") / "bundle", refuse=False)
-    found: Counter = Counter()
-    for kind in FAULTS:
-        names = tuple(f"{kind}{i}" for i in range(8))
-        values = np.vstack([broken(kind, i) for i in range(8)]).astype(np.float32)
-        table = Table(names, np.repeat(np.arange(8), ROWS), np.tile(np.arange(ROWS) * 1000, 8),
-                      tuple(CONTRACT.names), values, reason=np.zeros(8 * ROWS, np.uint8))
-        _, alarms = run_backtest(bundle, table, 5000)
-        first: dict[str, str] = {}
-        for name, _, alarm in alarms:
-            if alarm.event.kind == "opened" and alarm.ts_ms >= AT * 1000:
-                first.setdefault(name, alarm.kind)
-        found.update((kind, first.get(name, "none")) for name in names)
-    return found
+def bundle(tmp_path_factory):
+    return kinds.make_suite_bundle(tmp_path_factory.mktemp("suite") / "bundle")
 
 
-@pytest.mark.parametrize("kind", FAULTS)
-def test_the_stream_tells_each_kind_apart(confusion, kind):
-    assert confusion[kind, kind] >= 7, dict(confusion)
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_the_stream_tells_each_kind_apart(bundle, kind):
+    table, faulty = kinds.suite_table(kind)
+    told = kinds.told_kinds(bundle, table)
+    if kind == "none":
+        assert not told
+    else:
+        assert sum(told.get(name) == kind for name in faulty) >= 7 / 8 * len(faulty), told
+        assert told.keys() <= set(faulty)
+
+
+def onset(rows: slice) -> Table:
+    """The fleet's shift, the rows about its onset alone."""
+    table, _ = kinds.suite_table("fleet")
+    row = table.ts_ms // 1000
+    return table.take((row >= rows.start) & (row < rows.stop))
+
+
+def test_no_batch_changes_what_an_episode_is_told_as(bundle):
+    told = [
+        [(name, one.event.kind, one.event.trigger, one.kind) for name, _, one in run_backtest(bundle, table, size)[1]]
+        for table in [onset(slice(672, 720))] for size in (1, 7, 5000)
+    ]
+    assert told[0] == told[1] == told[2]
+    assert {"machine", "fleet"} <= {kind for *_, kind in told[0]}
+
+
+def test_a_stream_begun_again_at_any_alert_tells_the_rest_as_the_same(bundle):
+    table = onset(slice(672, 720))
+    model = Model(bundle.digest, open_session(bundle), bundle.scaling, bundle.scorer, None)
+    names = [table.devices[place] for place in table.device.tolist()]
+    offset = np.arange(len(table))
+
+    def run(stream, rows):
+        part = offset[rows]
+        slots = stream.slots(0, names[rows])
+        time = table.ts_ms[rows]
+        found = stream.push(
+            Columns(slots, time, part, part, time, part, time, table.values[rows]), [Clock(0, part, time)]
+        ).alarms
+        return [(stream.rows.names[one.event.slot], one.event.kind, one.event.trigger, one.kind) for one in found]
+
+    def start(emit_from, states):
+        stream = Stream(bundle.contract)
+        stream.assign(0, model, emit_from, -1, states)
+        return stream
+
+    whole = sorted(run(start(0, {}), slice(None)), key=lambda one: one[2])
+    for cut in sorted({trigger for *_, trigger, _ in whole})[::3]:
+        before = start(0, {})
+        run(before, slice(0, cut))
+        states = {(before.rows.names[slot], False): before.verdicts.state(slot) for slot in before.verdicts.changed()}
+        again = start(cut, {name: state for name, state in states.items() if state is not None})
+        rest = sorted(run(again, slice(None)), key=lambda one: one[2])
+        assert rest == [one for one in whole if one[2] >= cut]

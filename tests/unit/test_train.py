@@ -114,13 +114,18 @@ def test_scores_of_recorded_rows_are_finite_from_the_first_whole_window_on(made:
 
 
 @pytest.mark.parametrize(("spoil", "message"), [
-    (lambda t: first_channel(t, np.float32(1.5)), "--context-columns a"),
     (lambda t: first_channel(t, np.float32(np.nan)), "no value"),
     (lambda t: replace(first_channel(t, t.values > 0), channels=("target", "b", "c")), "looks like a label"),
-], ids=["constant", "all missing", "label"])
+], ids=["all missing", "label"])
 def test_a_channel_that_teaches_nothing_is_refused_with_the_option_that_helps(spoil, message) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(BadInput, match=message):
         contract_of(spoil(table_of()))
+
+
+def test_a_channel_that_never_moves_is_named_and_kept() -> None:
+    table = first_channel(table_of(), np.float32(1.5))
+    assert data.constant(table) == ["a"]
+    assert contract_of(table).channels[0].role == "sensor"
 
 
 def test_too_few_rows_and_time_that_goes_backwards_are_refused(tmp_path: Path) -> None:
