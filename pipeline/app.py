@@ -72,7 +72,7 @@ class Worker:
                 kafka.topic("blocks") if stream.outputs.blocks else None,
                 kafka.topic("features") if stream.outputs.features else None,
                 kafka.topic("dead-letters"), kafka.topic("codecs"),
-            ), takes_nameless=first_of_topic[stream.topic] == name)
+            ), takes_nameless=first_of_topic[stream.topic] == name, max_devices=config.worker.max_devices)
             for name, stream in config.streams.items()
         ]
         self.app = _faust_app(config)
@@ -289,6 +289,7 @@ class Worker:
             metrics.late_rows.labels(name).inc(counts["late"])
             metrics.duplicates.labels(name).inc(counts["duplicates"])
             metrics.block_rows.labels(name).inc(counts["block_rows"])
+            metrics.evicted_devices.labels(name).inc(counts["evicted"])
             for state in ("opened", "updated", "closed"):
                 metrics.episodes.labels(name, state).inc(counts[state])
             for reason, many in line.reasons.items():
@@ -301,7 +302,7 @@ class Worker:
         metrics = self.metrics
         metrics.partitions.set(len(held))
         for line in self.lines:
-            metrics.devices.labels(line.name).set(len(line.stream.rows.names))
+            metrics.devices.labels(line.name).set(line.stream.rows.devices)
             metrics.open_episodes.labels(line.name).set(len(line.stream.verdicts.open_episodes()))
             metrics.model.labels(line.name).info({"digest": self.shelf.wanted(line.name).digest})
             for one in held:

@@ -14,7 +14,7 @@ from pipeline.codec import CodecModel, encode_blocks, pack_frame
 from pipeline.core.contract import Contract
 from pipeline.core.ids import LANES, output_id
 from pipeline.core.join import Joiner
-from pipeline.core.rows import Clock, Columns, Float
+from pipeline.core.rows import MAX_DEVICES, Clock, Columns, Float
 from pipeline.engine.state_topic import Name, State
 from pipeline.formats import Format, LongReadings, Reason, Rejects, make_decoder
 from pipeline.scoring.stream import Alarm, Block, Model, Result, Scored, Stream
@@ -69,13 +69,14 @@ class OutputTopics(NamedTuple):
 class Line:
     """One stream: decoding, state and encoding.
 
+    max_devices : of one partition; see `core.rows`.
     takes_nameless : reports unreadable records that name no device; one stream of a topic does.
     counts : what happened since the last `take_counts`, by name; for metrics.
     """
 
     def __init__(
         self, name: str, topic: str, contract: Contract, spec: Format, match: Match, outputs: OutputTopics,
-        capacity: int = 64, room: int = 256, takes_nameless: bool = True,
+        capacity: int = 64, room: int = 256, takes_nameless: bool = True, max_devices: int = MAX_DEVICES,
     ) -> None:
         self.name, self.topic, self.contract = name, topic, contract
         self._outputs = outputs
@@ -83,8 +84,8 @@ class Line:
         self._takes_nameless = takes_nameless
         self._matches_all = match.device_prefix is None and not match.devices
         self._decoder = make_decoder(contract, spec)
-        self.stream = Stream(contract, capacity, room)
-        self._joiner = Joiner(contract) if spec.layout == "long" or contract.resample else None
+        self.stream = Stream(contract, capacity, room, max_devices=max_devices)
+        self._joiner = Joiner(contract, max_devices) if spec.layout == "long" or contract.resample else None
         self._codecs: dict[str, CodecModel | None] = {}
         self._preface: list[Record] = []
         self._models: dict[int, Model] = {}
@@ -218,6 +219,7 @@ class Line:
                 outputs += self._scores(scored, np.flatnonzero(is_scored))
         self.counts["late"] += result.late
         self.counts["duplicates"] += result.duplicates
+        self.counts["evicted"] += result.evicted
         for alarm in result.alarms:
             self.counts[alarm.event.kind] += 1
             if self._outputs.anomalies is not None:
@@ -293,7 +295,7 @@ class Line:
                     version=1, id=output_id(self.topic, partition, "block", lane, block.offset), stream=self.name,
                     device=device, lane=lane, span=(int(block.ts_ms[0]) + phase) // self.contract.span_ms,
                     first_ts=int(block.ts_ms[0]), last_ts=int(block.ts_ms[-1]), rows=len(block.ts_ms),
-                    digest=digest, trigger=block.trigger, contract=self.contract.hash[:12],
+                    digest=digest, trigger=block.trigger, evicted=block.evicted, contract=self.contract.hash[:12],
                 ), pack_frame([data])))
                 self.counts["block_rows"] += len(block.ts_ms)
         return records

@@ -51,7 +51,7 @@ class Metrics:
         self.outputs = counter("outputs", "Records delivered.", "topic")
         self.output_bytes = counter("output_bytes", "Bytes of the values of records delivered.", "topic")
         self.block_rows = counter("block_rows", "Rows that went into blocks.", "stream")
-        self.evictions = counter("evictions", "Spans closed early for want of memory.", "stream")
+        self.evicted_devices = counter("evicted_devices", "Devices forgotten to make room for others.", "stream")
         self.commits = counter("commits", "Acknowledged commits.")
         self.rebalances = counter("rebalances", "Assignments of partitions.")
         self.swaps = counter("swaps", "Model changes.", "stream")

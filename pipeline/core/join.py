@@ -1,8 +1,9 @@
 """Readings joined to rows: long readings (one channel a record), and wide ones that are put onto slots.
 
 A row is what a device said in one slot, floor(ts / step). It is complete when every scored channel has come, or when
-the device's next slot begins, or when the device falls silent. The first value of a slot and channel wins. A reading
-of an older slot than the device's newest goes to a second lane, so that it does not tear the newest row apart.
+the device's next slot begins, or when the device falls silent or must make room. The first value of a slot and channel
+wins. A reading of an older slot than the device's newest goes to a second lane, so that it does not tear the newest row
+apart.
 
 Invariant (tests/laws/test_join_laws.py): rows depend on the log alone; a replay from `mark` makes the same ones.
 One Python step a reading: long readings cost about eight times a wide row of eight channels (docs/performance.md).
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pipeline.core.contract import Contract
-from pipeline.core.rows import Clock, Float, Int
+from pipeline.core.rows import MAX_DEVICES, Clock, Float, Int
 
 
 @dataclass(slots=True)
@@ -63,9 +64,13 @@ class _Rows:
 
 
 class Joiner:
-    """Open rows of all devices of one stream. ignored : readings whose slot and channel had a value already."""
+    """Open rows of all devices of one stream. ignored : readings whose slot and channel had a value already.
 
-    def __init__(self, contract: Contract) -> None:
+    max_devices : of one partition; one more finishes the open rows of the one whose last reading is the oldest.
+    """
+
+    def __init__(self, contract: Contract, max_devices: int = MAX_DEVICES) -> None:
+        self._max_devices = max_devices
         self._step = contract.step_ms
         self._silence = contract.silence_ms
         self._channels = len(contract.channels)
@@ -105,6 +110,8 @@ class Joiner:
                 self._expire(devices, now, clock, done)
             known = devices.get(name)
             if known is None:
+                if len(devices) >= self._max_devices:
+                    self._forget(devices, at, now, done)
                 known = devices[name] = _Device(now)
             known.life = now
             devices.move_to_end(name)
@@ -155,14 +162,18 @@ class Joiner:
     def _expire(self, devices: OrderedDict[str, _Device], now: int, clock: Clock, done: _Rows) -> None:
         """Finish what silent devices left open, and forget them."""
         while devices:
-            name, device = next(iter(devices.items()))
+            device = next(iter(devices.values()))
             if now - device.life <= self._silence:
                 return
             at = int(np.searchsorted(clock.stream_time, device.life + self._silence, "right"))
-            for row in (device.main, device.late):
-                if row is not None and not row.is_done:
-                    self._finish(name, row, int(clock.offset[at]), int(clock.stream_time[at]), done)
-            del devices[name]
+            self._forget(devices, int(clock.offset[at]), int(clock.stream_time[at]), done)
+
+    def _forget(self, devices: OrderedDict[str, _Device], trigger: int, now: int, done: _Rows) -> None:
+        """Finish what the device with the oldest sign of life left open."""
+        name, device = devices.popitem(last=False)
+        for row in (device.main, device.late):
+            if row is not None and not row.is_done:
+                self._finish(name, row, trigger, now, done)
 
     def _columns(self, done: _Rows) -> Joined:
         def ints(values: list[int]) -> Int:

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.core import guards
 from pipeline.core.contract import Contract
 from pipeline.core.episode import EpisodeEvent, Verdict, Verdicts
-from pipeline.core.rows import Clock, Closed, Columns, Float, Int, Pushed, Rows
+from pipeline.core.rows import MAX_DEVICES, Clock, Closed, Columns, Float, Int, Pushed, Rows
 from pipeline.core.scaling import Scaling
 from pipeline.core.score import CHUNK, Scorer, residual
 from pipeline.core.windows import fill
@@ -81,6 +81,7 @@ class Block:
     """A complete block: rows of one lane within one span.
 
     offset : of its first row, its identity.  ts_ms : (n,).  values : (n, C) float32.
+    silent : ended by silence.  evicted : ended early, to make room for another device.
     latent : (D,) of the last whole window in it, None where there was none; latent_offset : that window's newest row.
     """
 
@@ -88,6 +89,7 @@ class Block:
     trigger: int
     offset: int
     silent: bool
+    evicted: bool
     ts_ms: Int
     values: Float
     digest: str
@@ -104,19 +106,24 @@ class Result:
     blocks: list[Block] = field(default_factory=list)
     late: int = 0
     duplicates: int = 0
+    evicted: int = 0            # devices that were forgotten to make room
 
 
 class Stream:
     """State of one stream.
 
     contract : the stream's.  contributions : keep (n, S) contributions of every scored row, for backtests.
+    max_devices : of one partition; see `Rows`.
     """
 
-    def __init__(self, contract: Contract, capacity: int = 64, room: int = 256, contributions: bool = False) -> None:
+    def __init__(
+        self, contract: Contract, capacity: int = 64, room: int = 256, contributions: bool = False,
+        max_devices: int = MAX_DEVICES,
+    ) -> None:
         self.contract = contract
         self.contributions = contributions
         self._capacity, self._room = capacity, room
-        self.rows = Rows(contract, len(contract.inputs), len(contract.sensors), capacity, room)
+        self.rows = Rows(contract, len(contract.inputs), len(contract.sensors), capacity, room, max_devices)
         self.verdicts = Verdicts(contract.episode, self.rows.capacity)
         self._models: dict[int, Model] = {}
         self._scale = np.full(self.rows.capacity, -1, np.int64)      # each slot's row in its model's scaling
@@ -214,6 +221,7 @@ class Stream:
             for pushed in self.rows.push(part, part_clocks):
                 self._fit()
                 self._score(pushed, result)
+            result.evicted += sum(trigger >= self._emit_from(main) for main, trigger in pushed.evicted.items())
         return result
 
     def slots(self, partition: int, devices: Sequence[str]) -> Int:
@@ -225,6 +233,9 @@ class Stream:
         for slot in self.rows.settle():
             self._forget(slot)
 
+    def _emit_from(self, slot: int) -> int:
+        return self.rows.emit_from[int(self.rows.partition[slot])]
+
     def _score(self, pushed: Pushed, result: Result) -> None:
         if pushed.late:
             result.late += int(pushed.emit.sum())
@@ -233,7 +244,10 @@ class Stream:
             self._score_with(model, pushed, index, closed, result)
         for slot, trigger in pushed.ended:
             model = self._models[int(self.rows.partition[slot])]
-            result.alarms += self._silence_alarms(model, slot, trigger)
+            result.alarms += [
+                Alarm(event, model.digest, model.scorer.threshold, event.end_ts, kind=self._end_of(pushed, event))
+                for event in self.verdicts.close(slot, trigger)
+            ]
 
     def _by_model(self, pushed: Pushed) -> Iterator[tuple[Model, Int | slice, Closed]]:
         """Rows and closed blocks of each model; nearly always one, more while a swap is on its way."""
@@ -288,7 +302,7 @@ class Stream:
                 )
                 all_filtered[part] = model.scorer.filter(difference.reshape(observed.shape))
             filtered = all_filtered[due]
-        self._blocks(model, closed, slot, seen, position, offset, ts_ms, latent, result)
+        self._blocks(model, pushed, closed, slot, seen, position, offset, ts_ms, latent, result)
         self._keep_latents(slot, seen, offset, ts_ms, latent)
 
         emitted = np.flatnonzero(emit)
@@ -321,7 +335,9 @@ class Stream:
         ))
         for event in events:
             if event.row < 0:
-                result.alarms.append(Alarm(event, model.digest, model.scorer.threshold, event.end_ts))
+                result.alarms.append(Alarm(
+                    event, model.digest, model.scorer.threshold, event.end_ts, kind=self._end_of(pushed, event)
+                ))
                 continue
             one = filtered_at[event.row : event.row + 1]
             row = emitted[event.row]
@@ -368,13 +384,16 @@ class Stream:
             whole.events.extend(_retrigger(event, int(index[event.row]), trigger) for event in part.events)
         return whole, whole.events
 
-    def _silence_alarms(self, model: Model, slot: int, trigger: int) -> list[Alarm]:
-        events = self.verdicts.close(slot, trigger)
-        return [Alarm(event, model.digest, model.scorer.threshold, event.end_ts) for event in events]
+    def _is_evicted(self, pushed: Pushed, slot: int, trigger: int) -> bool:
+        """Whether what ended a lane here was an eviction."""
+        return bool(pushed.evicted) and pushed.evicted.get(int(self.rows.main[slot])) == trigger
+
+    def _end_of(self, pushed: Pushed, event: EpisodeEvent) -> guards.Kind:
+        return "eviction" if self._is_evicted(pushed, event.slot, event.trigger) else "silence"
 
     def _blocks(
-        self, model: Model, closed: Closed, slot: Int, seen: Int, position: Int, offset: Int, ts_ms: Int,
-        latent: Float, result: Result,
+        self, model: Model, pushed: Pushed, closed: Closed, slot: Int, seen: Int, position: Int, offset: Int,
+        ts_ms: Int, latent: Float, result: Result,
     ) -> None:
         rows, passed = self.rows, position[seen]             # ascending: slots are in order, rows in a slot too
         last = np.searchsorted(passed, closed.stop) - 1
@@ -388,9 +407,11 @@ class Stream:
                 gist, when = latent[j].copy(), int(ts_ms[seen[j]])
             elif self._latent_offset[at] >= first:
                 gist, when = self._latent[at, : model.session.latent].copy(), int(self._latent_ts[at])
+            trigger = int(closed.trigger[i])
+            evicted = self._is_evicted(pushed, at, trigger)
             result.blocks.append(Block(
-                at, int(closed.trigger[i]), first, bool(closed.silent[i]), rows.ts_ms[start:stop].copy(),
-                rows.values[start:stop].copy(), model.digest, gist, when,
+                at, trigger, first, bool(closed.silent[i]) and not evicted, evicted,
+                rows.ts_ms[start:stop].copy(), rows.values[start:stop].copy(), model.digest, gist, when,
             ))
 
     def _keep_latents(self, slot: Int, seen: Int, offset: Int, ts_ms: Int, latent: Float) -> None:

@@ -14,6 +14,7 @@ import pytest
 from pipeline.agent import Part
 from pipeline.config import Match
 from pipeline.core.contract import Contract
+from pipeline.core.rows import MAX_DEVICES
 from pipeline.engine.state_topic import Entries, read_entries
 from pipeline.engine.transport import TP
 from pipeline.formats import Format
@@ -84,11 +85,11 @@ def id_of(output: Record) -> str:
 class Run:
     """A line with the commits of one partition around it; `outputs` : (topic, id) -> contents that were written.
 
-    swap_at : the commit at this offset names another model.
+    swap_at : the commit at this offset names another model.  max_devices : what the line keeps of the partition.
     """
 
-    def __init__(self, kind: Kind, log: list[Raw], swap_at: int) -> None:
-        self.kind, self.log, self.swap_at = kind, log, swap_at
+    def __init__(self, kind: Kind, log: list[Raw], swap_at: int, max_devices: int) -> None:
+        self.kind, self.log, self.swap_at, self.max_devices = kind, log, swap_at, max_devices
         self.models = [small_model(kind.contract, seed, members, 1.0) for seed, members in enumerate(kind.members)]
         self.outputs: dict[tuple[str, str], set[bytes]] = {}
         self.topic: dict[bytes, bytes] = {}
@@ -103,7 +104,9 @@ class Run:
         self.epochs += 1
         self.epoch = f"e{self.epochs}"
         self.entries = Entries("t", 0, self.epoch, self.next, states)
-        self.line = Line("pump", "t", self.kind.contract, self.kind.spec, Match(), TOPICS)
+        self.line = Line(
+            "pump", "t", self.kind.contract, self.kind.spec, Match(), TOPICS, max_devices=self.max_devices
+        )
         self.is_swapped = 0 < self.swap_at <= self.next
         self.line.assign(0, self.models[self.is_swapped], self.next, mark_time, states)
         self.position, self.stream_time = position, mark_time
@@ -148,7 +151,8 @@ def test_commits_and_crashes_change_no_output(name):
         rng = np.random.default_rng(seed)
         log = make_log(kind, rng)
         swap_at = int(rng.integers(1, len(log)))
-        whole, broken = Run(kind, log, swap_at), Run(kind, log, swap_at)
+        max_devices = (1, 2, MAX_DEVICES)[seed % 3]
+        whole, broken = Run(kind, log, swap_at, max_devices), Run(kind, log, swap_at, max_devices)
         while whole.position < len(log):
             whole.read(len(log))
         while broken.position < len(log):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.core.contract import Contract
-from pipeline.core.rows import Clock, Columns
-from pipeline.scoring.stream import Model, Result, Stream
+from pipeline.core.rows import MAX_DEVICES, Clock, Columns
+from pipeline.scoring.stream import Block, Model, Result, Stream
 from tests.support.logs import make_log
 from tests.support.models import small_contract, small_model
 from tests.support.oracle import Expected, Record, expected
@@ -21,15 +21,17 @@ MODEL = small_model(CONTRACT, threshold=0.7)
 class Play:
     """Feeds logs of partitions to a `Stream` and collects what it causes."""
 
-    def __init__(self, contract: Contract, logs: list[list[Record]], room: int = 16) -> None:
-        self.contract, self.logs, self.room = contract, logs, room
+    def __init__(
+        self, contract: Contract, logs: list[list[Record]], room: int = 16, max_devices: int = MAX_DEVICES
+    ) -> None:
+        self.contract, self.logs, self.room, self.max_devices = contract, logs, room, max_devices
         self.found = [Expected() for _ in logs]
         self.conflicts = 0
 
     def start(self, model: Model, at: list[tuple[int, int, int, dict]], anew: bool = True) -> None:
         """Begin every partition; `anew` False: by the same worker, after a rebalance."""
         if anew:
-            self.stream = Stream(self.contract, capacity=2, room=self.room)
+            self.stream = Stream(self.contract, capacity=2, room=self.room, max_devices=self.max_devices)
         self.now = []
         for partition, (_, next_offset, time, states) in enumerate(at):
             self.stream.assign(partition, model, next_offset, time, states)
@@ -77,7 +79,7 @@ class Play:
         for block in result.blocks:
             late = rows.is_late(block.slot)
             self.put(self.found[rows.partition[block.slot]].blocks, (late, block.offset), (
-                rows.names[block.slot], block.trigger, block.silent, tuple(block.ts_ms.tolist()),
+                rows.names[block.slot], block.trigger, ended_by(block), tuple(block.ts_ms.tolist()),
                 block.values.tobytes(), None if block.latent is None else block.latent.tobytes(),
             ))
         for alarm in result.alarms:
@@ -96,10 +98,17 @@ class Play:
         return found
 
 
-def run(contract: Contract, logs: list[list[Record]], model: Model, seed: int, restarts: float, largest: int) -> Play:
+def ended_by(block: Block) -> str:
+    return "eviction" if block.evicted else "silence" if block.silent else "row"
+
+
+def run(
+    contract: Contract, logs: list[list[Record]], model: Model, seed: int, restarts: float, largest: int,
+    max_devices: int = MAX_DEVICES,
+) -> Play:
     """Random batches, and after some of them a new beginning from the mark, by another worker or the same one."""
     rng = np.random.default_rng(seed)
-    play = Play(contract, logs)
+    play = Play(contract, logs, max_devices=max_devices)
     committed = [(log[0].offset, log[0].offset, -1, {}) for log in logs]
     anew = True
     while True:
@@ -165,3 +174,30 @@ def test_several_members_equal_the_oracle() -> None:
     model = small_model(CONTRACT, members=3, threshold=0.7)
     log = make_log(11)
     check(run(CONTRACT, [log], model, 3, 0.05, 100), [expected(log, CONTRACT, model)])
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10_000), largest=st.sampled_from([7, 40, 300]), most=st.integers(1, 8))
+def test_evictions_do_not_depend_on_batches_or_restarts(seed: int, largest: int, most: int) -> None:
+    logs = [make_log(seed, 500), make_log(seed + 1, 400)]
+    wanted = [expected(log, CONTRACT, MODEL, most) for log in logs]
+    assert all(want.evicted > 0 for want in wanted)
+    play = run(CONTRACT, logs, MODEL, seed, 0.02 if largest < 10 else 0.15, largest, most)
+    for found, want in zip(play.found, wanted, strict=True):
+        assert (play.conflicts, found.scores, found.blocks, found.alarms) == (0, want.scores, want.blocks, want.alarms)
+
+
+def test_slots_and_names_do_not_outnumber_the_devices_of_one_batch_beyond_those_kept() -> None:
+    stream = Stream(CONTRACT, capacity=2, room=16, max_devices=10)
+    stream.assign(0, MODEL, 0, -1)
+    evicted = 0
+    for turn in range(100):
+        stream.settle()
+        offset, time = np.arange(20) + 20 * turn, np.full(20, 1000 * turn)
+        device = stream.slots(0, [f"d{at}" for at in offset.tolist()])
+        values = np.zeros((20, len(CONTRACT.channels)), np.float32)
+        rows = Columns(device, time, offset, offset, time, offset, time, values)
+        evicted += stream.push(rows, [Clock(0, offset, time)]).evicted
+    assert evicted == 100 * 20 - 10
+    assert len(stream.rows.names) <= 10 + 20
+    assert stream.rows.devices <= 10 + 20

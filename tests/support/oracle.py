@@ -59,9 +59,12 @@ class Expected:
     blocks: dict[tuple[bool, int], tuple[object, ...]] = field(default_factory=dict)
     alarms: dict[tuple[object, ...], tuple[object, ...]] = field(default_factory=dict)
     duplicates: int = 0
+    evicted: int = 0
 
 
-def expected(records: list[Record], contract: Contract, model: Model | Callable[[int], Model]) -> Expected:
+def expected(
+    records: list[Record], contract: Contract, model: Model | Callable[[int], Model], max_devices: int = 1 << 30
+) -> Expected:
     """All outputs of one partition; `model` is one for all, or says which one scores at an offset."""
     out = Expected()
     model_at = model if callable(model) else lambda offset: model
@@ -79,23 +82,23 @@ def expected(records: list[Record], contract: Contract, model: Model | Callable[
                 event.start_offset, event.start_ts, event.end_ts, event.peak, event.peak_offset, event.severity
             )
 
-    def close(name: str, late: bool, lane: Lane, trigger: int, silent: bool) -> None:
+    def close(name: str, late: bool, lane: Lane, trigger: int, by: str) -> None:
         if lane.block:
             first = lane.block[0].offset
             gist = None
             if lane.seen and lane.seen[-1].offset >= first:
                 gist = latent_of(lane.seen, contract, model_at(trigger), name)
             out.blocks[late, first] = (
-                name, trigger, silent, tuple(r.ts for r in lane.block),
+                name, trigger, by, tuple(r.ts for r in lane.block),
                 b"".join(r.values.tobytes() for r in lane.block), gist,
             )
             lane.block = []
 
-    def silence(name: str, trigger: int) -> None:
+    def forget(name: str, trigger: int, by: str) -> None:
         device = devices.pop(name)
         for late, lane in ((False, device.main), (True, device.late)):
             if lane is not None:
-                close(name, late, lane, trigger, True)
+                close(name, late, lane, trigger, by)
                 alarm(verdicts.close(slot(name, late), trigger), name, late)
 
     for record in records:
@@ -104,9 +107,12 @@ def expected(records: list[Record], contract: Contract, model: Model | Callable[
             name, device = next(iter(devices.items()))
             if now - device.life <= contract.silence_ms:
                 break
-            silence(name, record.offset)
+            forget(name, record.offset, "silence")
         if record.values is None:
             continue
+        if record.device not in devices and len(devices) == max_devices:
+            forget(next(iter(devices)), record.offset, "eviction")
+            out.evicted += 1
         device = devices.get(record.device) or Device(now)
         device.life = now
         devices[record.device] = device
@@ -133,10 +139,10 @@ def expected(records: list[Record], contract: Contract, model: Model | Callable[
         phase = device_phase(record.device, contract.span_ms)
         span = (record.ts + phase) // contract.span_ms
         if restart or span != lane.span or not lane.in_span:
-            close(record.device, late, lane, record.offset, False)
+            close(record.device, late, lane, record.offset, "row")
             lane.span, lane.in_span = span, 0
         elif lane.in_span % contract.max_rows == 0:
-            close(record.device, late, lane, record.offset, False)
+            close(record.device, late, lane, record.offset, "row")
         lane.in_span += 1
         lane.block.append(record)
 
