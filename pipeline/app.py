@@ -72,7 +72,8 @@ class Worker:
                 kafka.topic("blocks") if stream.outputs.blocks else None,
                 kafka.topic("features") if stream.outputs.features else None,
                 kafka.topic("dead-letters"), kafka.topic("codecs"),
-            ), takes_nameless=first_of_topic[stream.topic] == name, max_devices=config.worker.max_devices)
+            ), takes_nameless=first_of_topic[stream.topic] == name, max_devices=config.worker.max_devices,
+                max_replay=config.worker.max_replay)
             for name, stream in config.streams.items()
         ]
         self.app = _faust_app(config)

@@ -34,6 +34,8 @@ from pipeline.sinks import (
     score_record,
 )
 
+MAX_REPLAY = 2_000_000   # records, unless told otherwise
+
 
 class Part(Protocol):
     """Records of one partition within a batch; see `pipeline.agent.Part`."""
@@ -66,10 +68,22 @@ class OutputTopics(NamedTuple):
     codecs: str
 
 
+class _Aside(NamedTuple):
+    """An entry of a device: as of which offset, and what it has."""
+
+    offset: int
+    has_rows: bool
+    has_opens: bool
+
+    @classmethod
+    def of(cls, state: State) -> "_Aside":
+        return cls(state["offset"], state["rows"] is not None, state["opens"] is not None)
+
+
 class Line:
     """One stream: decoding, state and encoding.
 
-    max_devices : of one partition; see `core.rows`.
+    max_devices : of one partition; see `core.rows`.  max_replay : records that a mark may trail.
     takes_nameless : reports unreadable records that name no device; one stream of a topic does.
     counts : what happened since the last `take_counts`, by name; for metrics.
     """
@@ -77,6 +91,7 @@ class Line:
     def __init__(
         self, name: str, topic: str, contract: Contract, spec: Format, match: Match, outputs: OutputTopics,
         capacity: int = 64, room: int = 256, takes_nameless: bool = True, max_devices: int = MAX_DEVICES,
+        max_replay: int = MAX_REPLAY,
     ) -> None:
         self.name, self.topic, self.contract = name, topic, contract
         self._outputs = outputs
@@ -90,6 +105,9 @@ class Line:
         self._preface: list[Record] = []
         self._models: dict[int, Model] = {}
         self._resting: dict[int, set[Name]] = {}
+        self._max_replay = max_replay
+        self._aside: dict[int, dict[str, _Aside]] = {}          # as the last acknowledged commit has them
+        self._told: dict[int, dict[str, State | None]] = {}     # what `changed` told of them since
         self._names = [contract.names[place] for place in contract.sensors]
         self.counts: Counter[str] = Counter()
         self.reasons: Counter[str] = Counter()
@@ -99,18 +117,24 @@ class Line:
     def assign(
         self, partition: int, model: Model, emit_from: int, mark_time: int, states: Mapping[Name, State]
     ) -> None:
-        """Begin a partition. states : verdict states as of `emit_from`."""
-        own = {(name.device, name.late): state for name, state in states.items()}
-        self.stream.assign(partition, model, emit_from, mark_time, own)
+        """Begin a partition. states : as of `emit_from`."""
+        verdicts = {(name.device, name.late): state for name, state in states.items() if name.kind == "verdict"}
+        aside = {name.device: state for name, state in states.items() if name.kind == "aside"}
+        with_rows = {device: state for device, state in aside.items() if state["rows"] is not None}
+        self.stream.assign(partition, model, emit_from, mark_time, verdicts, with_rows)
         self._use(partition, model)
         self._resting.pop(partition, None)
+        self._aside[partition] = {device: _Aside.of(state) for device, state in aside.items()}
         if self._joiner is not None:
-            self._joiner.revoke(partition)
+            self._joiner.restore(partition, mark_time, {
+                device: (state["opens"], state["offset"], state["stream_time"]) for device, state in aside.items()
+                if state["opens"] is not None
+            })
 
     def revoke(self, partition: int) -> None:
         self.stream.revoke(partition)
-        self._models.pop(partition, None)
-        self._resting.pop(partition, None)
+        for states in (self._models, self._resting, self._aside, self._told):
+            states.pop(partition, None)
         if self._joiner is not None:
             self._joiner.revoke(partition)
 
@@ -130,24 +154,75 @@ class Line:
                 self._preface.append(codec_record(self._outputs.codecs, codec.id, model.codec))
 
     def mark(self, partition: int, next_offset: int) -> tuple[int, int]:
-        """(mark, stream time as of it)."""
-        mark = self.stream.mark(partition, next_offset)
-        opened = None if self._joiner is None else self._joiner.mark(partition, next_offset)
+        """(mark, stream time as of it), at most `max_replay` records behind once `changed` is safe."""
+        floor = self._floor(partition)
+        mark = self.stream.mark(partition, next_offset, floor)
+        opened = None if self._joiner is None else self._joiner.mark(partition, next_offset, floor)
         return mark if opened is None else min(mark, opened)
 
+    def _floor(self, partition: int) -> int:
+        """Devices whose rows lie before this offset are put aside; -1 in a replay: the state is not whole."""
+        rows = self.stream.rows
+        return -1 if rows.is_replaying(partition) else rows.position(partition) - self._max_replay
+
     def changed(self, partition: int) -> dict[Name, State | None]:
-        """Verdict states that changed since `settled`; None at rest."""
+        """Entries that changed since `settled`, as of the last record taken; None at rest."""
         rows, verdicts = self.stream.rows, self.stream.verdicts
         resting: dict[Name, State | None] = dict.fromkeys(self._resting.get(partition, ()))
         return resting | {
             Name(self.name, rows.names[slot], rows.is_late(slot)): verdicts.state(slot)
             for slot in verdicts.changed() if rows.partition[slot] == partition
+        } | {
+            Name(self.name, device, kind="aside"): state for device, state in self._put_aside(partition).items()
         }
+
+    def _put_aside(self, partition: int) -> dict[str, State | None]:
+        """Devices to put aside, or anew where a part of them came to its end since; None where no longer needed.
+
+        None is put aside before it must: one that entered behind a mark would be counted too early in its replay.
+        """
+        rows, joiner = self.stream.rows, self._joiner
+        tried = self._told.get(partition, {})       # of commits whose answer never came
+        told: dict[str, State | None] = {}
+        self._told[partition] = told
+        floor = self._floor(partition)
+        if floor < 0:
+            return {}
+        due = dict.fromkeys(rows.behind(partition, floor) + (joiner.behind(partition, floor) if joiner else []))
+        leaning = set(rows.leaning(partition) + (joiner.leaning(partition) if joiner else []))
+        rest: dict[str, State | None] = dict.fromkeys(tried)
+        for device, known in self._aside[partition].items():
+            opens_at = -1 if joiner is None else joiner.aside_at(partition, device)
+            if device not in leaning:
+                rest[device] = None
+            elif device in tried or known != _Aside(
+                known.offset, rows.aside_at(partition, device) == known.offset, opens_at == known.offset
+            ):
+                due[device] = None
+        states: dict[str, State] = {}
+        for device in due:
+            states[device] = {
+                "offset": rows.position(partition), "stream_time": rows.stream_time[partition],
+                "rows": rows.state(partition, device),
+                "opens": None if joiner is None else joiner.state(partition, device),
+            }
+        told.update(rest | states)
+        return told
 
     def settled(self) -> None:
         """What `changed` told is safe."""
         self.stream.verdicts.settled()
         self._resting.clear()
+        for partition, told in self._told.items():
+            for device, state in told.items():
+                offset, time = (-1, -1) if state is None else (state["offset"], state["stream_time"])
+                self.stream.rows.put_aside(partition, device, offset, time)
+                if self._joiner is not None:
+                    self._joiner.put_aside(partition, device, offset, time)
+                self._aside[partition].pop(device, None)
+                if state is not None:
+                    self._aside[partition][device] = _Aside.of(state)
+        self._told.clear()
 
     def _settle(self) -> None:
         """Free the slots of silent devices; that their verdicts came to rest is kept until a commit has told it."""

@@ -8,6 +8,10 @@ is forgotten, as if it had fallen silent at that record. A replay from the mark 
 not see was last seen before the mark, so at every place it knows those that were seen last, and so the same oldest one
 wherever there are too many.
 
+A device whose rows lie too far back to be read again is *put aside*: `state` tells all of it as of one offset,
+`restore` takes it up, and what comes before that offset is passed over in the replay. It had come before the mark and
+was there all the time, so the others meet the same crowd as before.
+
 A *slot* is one lane of one device. Its rows stand one behind the other in a slab, so that a window is a slice and a
 gather of many windows is one memcpy each. A slot keeps the last `keep` rows and has room for `room` new ones; when it
 is full its kept rows move to the front.
@@ -15,8 +19,10 @@ is full its kept rows move to the front.
 Times are int64 milliseconds in [0, 2**42), offsets int64.
 """
 
+import base64
 import heapq
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +38,11 @@ Float = NDArray[np.float32]
 
 TIME_LIMIT_MS = 1 << 42  # year 2109: a time and an epoch fit one int64 key
 MAX_DEVICES = 25_000     # of one partition, unless told otherwise
+
+# What a device put aside is made of, beside its rows' values.
+_DEVICE_STATE = ("last_life", "last_seen", "last_row")
+_LANE_STATE = ("newest", "run", "span", "span_rows", "span_pin", "span_pin_time")
+_ROW_TIMES = ("ts_ms", "offset", "pin", "pin_time")
 
 
 @dataclass(slots=True)
@@ -164,6 +175,8 @@ class Rows:
     last_life: Int
     last_seen: Int
     last_row: Int
+    aside: Int
+    aside_time: Int
     device_epoch: Int
     epoch: Int
     live: Bool
@@ -201,6 +214,8 @@ class Rows:
             "last_life": (np.int64, -1),     # of a main slot: stream time at the device's last record
             "last_seen": (np.int64, -1),     # of a main slot: trigger of the device's last row, whatever its lane ...
             "last_row": (np.int64, -1),      # ... and that row's offset: who is the oldest
+            "aside": (np.int64, -1),         # of a main slot: offset as of which the device is put aside, else -1 ...
+            "aside_time": (np.int64, -1),    # ... and the stream time as of there
             "device_epoch": (np.int64, 0),   # of a main slot: how often the device fell silent or was evicted
             "epoch": (np.int64, 0),          # the device's epoch when this lane got its last row
             "live": (np.bool_, False),
@@ -245,6 +260,10 @@ class Rows:
     def is_replaying(self, partition: int) -> bool:
         """Whether the state is not yet what it was when the commit was made that the partition began with."""
         return self._position[partition] < self.emit_from[partition]
+
+    def position(self, partition: int) -> int:
+        """Offset behind the last record that was pushed."""
+        return self._position[partition]
 
     def revoke(self, partition: int) -> list[int]:
         """Forget a partition; returns the slots that it had."""
@@ -374,6 +393,10 @@ class Rows:
             self.stream_time[clock.partition] = int(clock.stream_time[-1])
             self._position[clock.partition] = int(clock.offset[-1]) + 1
         pushed = []
+        if len(rows.device):
+            fresh = rows.trigger >= self.aside[rows.device]
+            if not fresh.all():                  # in a replay: known already from what was put aside
+                rows = rows.take(np.flatnonzero(fresh))
         evicted: dict[int, int] = {}
         silences: dict[tuple[int, int], int] = {}
         if len(rows.device):
@@ -460,6 +483,7 @@ class Rows:
             passed = np.cumsum(silent)
             epoch += passed - np.repeat(passed[starts] - silent[starts], np.diff(np.append(starts, len(life))))
             found = np.flatnonzero(silent)
+            self.aside[rows.device[found]] = -1
             triggers = self._silence_triggers(clocks, rows.device[found], previous[found])
             triggers = np.where(triggers < 0, rows.trigger[found], triggers)    # cut off from a record of several rows
             is_first = np.isin(found, starts).tolist()
@@ -714,6 +738,7 @@ class Rows:
             late = int(self.late_slot[main])
             ended += [(slot, trigger) for slot in (main, late) if slot >= 0 and self.live[slot]]
             self.device_epoch[main] += 1
+            self.aside[main] = -1
             self._silent.append(main)
         slots = np.array([slot for slot, _ in ended], np.int64)
         triggers = np.array([trigger for _, trigger in ended], np.int64)
@@ -736,29 +761,105 @@ class Rows:
 
     # ---------------------------------------------------------------- what a checkpoint and a swap need
 
-    def mark(self, partition: int, next_offset: int) -> tuple[int, int]:
+    def mark(self, partition: int, next_offset: int, floor: int = -1) -> tuple[int, int]:
         """(mark, stream time as of the mark): from where a replay rebuilds all that this state knows of a partition.
 
         That is the smallest offset that the last `memory` rows of a live lane, its open span, or the window behind
-        its last latent need; `next_offset` where no device is live.
+        its last latent need, or as of which its device is put aside; `next_offset` where no device is live.
+        floor : devices `behind` it are being put aside as of `next_offset`.
         """
+        slots, pin, time = self._needs(partition)
+        aside = self.aside[self.main[slots]]
+        pin, time = np.maximum(pin, aside), np.where(aside > pin, self.aside_time[self.main[slots]], time)
+        near = np.flatnonzero(pin >= floor)
+        oldest = near[pin[near].argmin()] if len(near) else -1
+        if oldest < 0 or pin[oldest] >= next_offset:
+            return next_offset, self.stream_time[partition]
+        return int(pin[oldest]), int(time[oldest])
+
+    def _needs(self, partition: int) -> tuple[Int, Int, Int]:
+        """(live lanes of a partition, from which offset a replay would rebuild each, stream time as of there)."""
         n = len(self.names)
         slots = np.flatnonzero(self.live[:n] & (self.partition[:n] == partition))
-        if not len(slots):
-            return next_offset, self.stream_time[partition]
-        needed = np.minimum(self.run[slots], self.contract.memory)
+        needed, _ = self._needed_rows(slots)
+        at = slots * self.stride + self.end[slots] - needed
+        by_span = self.span_pin[slots] < self.pin[at]
+        pin = np.where(by_span, self.span_pin[slots], self.pin[at])
+        return slots, pin, np.where(by_span, self.span_pin_time[slots], self.pin_time[at])
+
+    def _needed_rows(self, slots: Int) -> tuple[Int, Bool]:
+        """How many of a lane's last rows later scores need; and whether its last latent is the open block's."""
         age = self.latent_age[slots]
         gist = (age >= 0) & (age < self._open_rows(slots))
-        needed = np.maximum(needed, np.where(gist, age + self.contract.window, 0))
-        at = slots * self.stride + self.end[slots] - needed
-        pins = np.minimum(self.pin[at], self.span_pin[slots])
-        oldest = int(pins.argmin())
-        if pins[oldest] >= next_offset:
-            return next_offset, self.stream_time[partition]
-        slot = slots[oldest]
-        if self.span_pin[slot] < self.pin[at[oldest]]:
-            return int(self.span_pin[slot]), int(self.span_pin_time[slot])
-        return int(self.pin[at[oldest]]), int(self.pin_time[at[oldest]])
+        needed = np.minimum(self.run[slots], self.contract.memory)
+        return np.maximum(needed, np.where(gist, age + self.contract.window, 0)), gist
+
+    def behind(self, partition: int, floor: int) -> list[str]:
+        """Devices that a replay from `floor` would not rebuild."""
+        slots, pin, _ = self._needs(partition)
+        main = self.main[slots]
+        return [self.names[slot] for slot in np.unique(main[np.maximum(pin, self.aside[main]) < floor]).tolist()]
+
+    def leaning(self, partition: int) -> list[str]:
+        """Devices that need what was put aside of them: their rows since then are not enough."""
+        slots, pin, _ = self._needs(partition)
+        main = self.main[slots]
+        return [self.names[slot] for slot in np.unique(main[pin < self.aside[main]]).tolist()]
+
+    def aside_at(self, partition: int, device: str) -> int:
+        """As of which offset a live device is put aside, -1 where it is not."""
+        main = self._index[partition].get(device)
+        return int(self.aside[main]) if main is not None and self.live[main] else -1
+
+    def put_aside(self, partition: int, device: str, offset: int, stream_time: int) -> None:
+        """What `state` told of a device is safe; offset -1 takes that back."""
+        main = self._index[partition].get(device)
+        if main is not None and self.live[main]:
+            self.aside[main], self.aside_time[main] = offset, stream_time
+
+    def state(self, partition: int, device: str) -> dict[str, Any] | None:
+        """Everything of a device, as JSON types, for `restore`; None where it is not live."""
+        main = self._index[partition].get(device)
+        if main is None or not self.live[main]:
+            return None
+        late = int(self.late_slot[main])
+        lanes = [main, late] if late >= 0 and self.live[late] else [main]
+        return {
+            **{name: int(getattr(self, name)[main]) for name in _DEVICE_STATE},
+            "lanes": [self._lane_state(slot) for slot in lanes],
+        }
+
+    def _lane_state(self, slot: int) -> dict[str, Any]:
+        one = np.array([slot])
+        needed, gist = self._needed_rows(one)
+        stop = slot * self.stride + int(self.end[slot])
+        kept = slice(stop - max(int(needed[0]), int(self._open_rows(one)[0])), stop)
+        times = np.stack([getattr(self, name)[kept] for name in _ROW_TIMES])
+        packed = np.diff(times, prepend=0).astype("<i8").tobytes() + self.values[kept].astype("<f4").tobytes()
+        return {
+            **{name: int(getattr(self, name)[slot]) for name in _LANE_STATE},
+            "latent_age": int(self.latent_age[slot]) if gist[0] else -1,
+            "rows": base64.b64encode(zlib.compress(packed, 1)).decode(),
+        }
+
+    def restore(self, partition: int, device: str, state: Mapping[str, Any], offset: int, stream_time: int) -> None:
+        """Take up a device as `state` told it as of `offset`, before anything of the partition is pushed."""
+        main = int(self.slots(partition, [device])[0])
+        for name in _DEVICE_STATE:
+            getattr(self, name)[main] = state[name]
+        self.aside[main], self.aside_time[main] = offset, stream_time
+        for late, lane in enumerate(state["lanes"]):
+            slot = self._late_lane(main) if late else main
+            for name in (*_LANE_STATE, "latent_age"):
+                getattr(self, name)[slot] = lane[name]
+            self.live[slot] = True
+            packed = zlib.decompress(base64.b64decode(lane["rows"]))
+            count = len(packed) // (8 * len(_ROW_TIMES) + 4 * self.values.shape[1])
+            times = np.frombuffer(packed, "<i8", len(_ROW_TIMES) * count).reshape(-1, count).cumsum(axis=1)
+            stop = slot * self.stride + self.keep
+            for name, column in zip(_ROW_TIMES, times, strict=True):
+                getattr(self, name)[stop - count : stop] = column
+            self.values[stop - count : stop] = np.frombuffer(packed, "<f4", offset=8 * times.size).reshape(count, -1)
 
     def kept(self, partition: int) -> tuple[Int, Int, Int]:
         """What a new model must see again: (slots, positions, latest).

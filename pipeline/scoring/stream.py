@@ -137,14 +137,21 @@ class Stream:
     def assign(
         self, partition: int, model: Model, emit_from: int, stream_time: int,
         verdicts: Mapping[tuple[str, bool], dict[str, Any]] | None = None,
+        aside: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
         """Begin a partition: its records from the mark on are pushed next.
 
         verdicts : (device, late lane) -> `Verdicts.state` as of `emit_from`.
+        aside    : device -> `state` of those whose rows lie before the mark.
         """
         self.revoke(partition)
         self.rows.assign(partition, emit_from, stream_time)
         self._use(partition, model)
+        for device, state in (aside or {}).items():
+            self.rows.restore(partition, device, state["rows"], state["offset"], state["stream_time"])
+        self._fit()
+        if aside:
+            self._rebuild(partition, model)
         for (device, late), state in (verdicts or {}).items():
             slot = self.rows.slot_of(partition, device, late)
             self._fit()
@@ -156,11 +163,12 @@ class Stream:
         self._models.pop(partition, None)
 
     def swap(self, partition: int, model: Model) -> int:
-        """Score with another model from now on; returns the rows whose residuals were made again.
-
-        Residuals and latents are a cache per digest: rebuilt from the kept rows.
-        """
+        """Score with another model from now on; returns the rows whose residuals were made again."""
         self._use(partition, model)
+        return self._rebuild(partition, model)
+
+    def _rebuild(self, partition: int, model: Model) -> int:
+        """Residuals and latents are a cache per digest: made again from the kept rows. How many rows that were."""
         slots, positions, latest = self.rows.kept(partition)
         rows = self.rows
         self._scale[slots] = -1
@@ -177,6 +185,8 @@ class Stream:
             picked = have[part]
             latent = model.session.run(fill(rows.windows(latest[picked]))).latent
             self._latent[slots[picked], : latent.shape[1]] = latent
+            self._latent_offset[slots[picked]] = rows.offset[latest[picked]]
+            self._latent_ts[slots[picked]] = rows.ts_ms[latest[picked]]
         return len(positions)
 
     def _use(self, partition: int, model: Model) -> None:
@@ -451,9 +461,9 @@ class Stream:
 
     # ---------------------------------------------------------------- the checkpoint
 
-    def mark(self, partition: int, next_offset: int) -> tuple[int, int]:
+    def mark(self, partition: int, next_offset: int, floor: int = -1) -> tuple[int, int]:
         """(mark, stream time as of it); see `Rows.mark`."""
-        return self.rows.mark(partition, next_offset)
+        return self.rows.mark(partition, next_offset, floor)
 
 
 def _chunks(n: int) -> Iterator[slice]:

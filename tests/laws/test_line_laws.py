@@ -18,7 +18,7 @@ from pipeline.core.rows import MAX_DEVICES
 from pipeline.engine.state_topic import Entries, read_entries
 from pipeline.engine.transport import TP
 from pipeline.formats import Format
-from pipeline.line import Line, OutputTopics
+from pipeline.line import MAX_REPLAY, Line, OutputTopics
 from pipeline.sinks import Record, read_block_label
 from tests.support.models import small_contract, small_model
 
@@ -88,8 +88,11 @@ class Run:
     swap_at : the commit at this offset names another model.  max_devices : what the line keeps of the partition.
     """
 
-    def __init__(self, kind: Kind, log: list[Raw], swap_at: int, max_devices: int) -> None:
+    def __init__(
+        self, kind: Kind, log: list[Raw], swap_at: int, max_devices: int, max_replay: int = MAX_REPLAY
+    ) -> None:
         self.kind, self.log, self.swap_at, self.max_devices = kind, log, swap_at, max_devices
+        self.max_replay, self.restored = max_replay, 0
         self.models = [small_model(kind.contract, seed, members, 1.0) for seed, members in enumerate(kind.members)]
         self.outputs: dict[tuple[str, str], set[bytes]] = {}
         self.topic: dict[bytes, bytes] = {}
@@ -101,11 +104,13 @@ class Run:
         """A new worker takes over from the commit."""
         self.next, position, mark_time, epoch = self.commit_facts
         states, _ = read_entries(self.topic.items(), "t", 0, epoch, self.next)
+        self.restored += sum(name.kind == "aside" for name in states)
         self.epochs += 1
         self.epoch = f"e{self.epochs}"
         self.entries = Entries("t", 0, self.epoch, self.next, states)
         self.line = Line(
-            "pump", "t", self.kind.contract, self.kind.spec, Match(), TOPICS, max_devices=self.max_devices
+            "pump", "t", self.kind.contract, self.kind.spec, Match(), TOPICS, max_devices=self.max_devices,
+            max_replay=self.max_replay,
         )
         self.is_swapped = 0 < self.swap_at <= self.next
         self.line.assign(0, self.models[self.is_swapped], self.next, mark_time, states)
@@ -130,18 +135,32 @@ class Run:
         self.next = max(self.next, self.position)
         self.stream_time = int(running[-1])
 
-    def commit(self) -> None:
+    def commit(self, is_answered: bool = True) -> None:
+        """is_answered False: it stands, and the worker does not know."""
         if self.position < self.next or (self.next == self.swap_at and not self.is_swapped):
             return    # in a replay the commit that was found stands; at the swap only the one that names the new model
         mark, mark_time = self.line.mark(0, self.next)
+        assert self.next - mark <= self.max_replay
         for key, value in self.entries.before_commit(self.next, self.line.changed(0)):
             if value is None:
                 self.topic.pop(key, None)
             else:
                 self.topic[key] = value
         self.commit_facts = (self.next, mark, mark_time, self.epoch)
-        self.entries.acknowledged(self.next)
-        self.line.settled()
+        if is_answered:
+            self.entries.acknowledged(self.next)
+            self.line.settled()
+
+
+def break_often(run: Run, rng: np.random.Generator) -> None:
+    """To the end of the log, in small batches, with commits, commits whose answer is lost, and new workers between."""
+    while run.position < len(run.log):
+        run.read(int(rng.integers(1, 12)))
+        what = rng.random()
+        if what < 0.4:
+            run.commit(is_answered=what > 0.05)
+        elif what < 0.5:
+            run.begin()
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
@@ -155,11 +174,23 @@ def test_commits_and_crashes_change_no_output(name):
         whole, broken = Run(kind, log, swap_at, max_devices), Run(kind, log, swap_at, max_devices)
         while whole.position < len(log):
             whole.read(len(log))
-        while broken.position < len(log):
-            broken.read(int(rng.integers(1, 12)))
-            what = rng.random()
-            if what < 0.4:
-                broken.commit()
-            elif what < 0.5:
-                broken.begin()
+        break_often(broken, rng)
         assert broken.outputs == whole.outputs, f"{name}, seed {seed}"
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_a_mark_that_trails_little_changes_no_output(name):
+    kind, restored = KINDS[name], 0
+    for seed in range(STORIES // 2):
+        rng = np.random.default_rng(seed)
+        log = make_log(kind, rng)
+        swap_at = int(rng.integers(1, len(log)))
+        max_devices = (2, MAX_DEVICES)[seed % 2]
+        whole = Run(kind, log, swap_at, max_devices)
+        broken = Run(kind, log, swap_at, max_devices, int(rng.integers(1, 50)))
+        while whole.position < len(log):
+            whole.read(len(log))
+        break_often(broken, rng)
+        restored += broken.restored
+        assert broken.outputs == whole.outputs, f"{name}, seed {seed}"
+    assert restored > 10

@@ -26,16 +26,17 @@ class Play:
     ) -> None:
         self.contract, self.logs, self.room, self.max_devices = contract, logs, room, max_devices
         self.found = [Expected() for _ in logs]
-        self.conflicts = 0
+        self.conflicts = self.restored = 0
 
-    def start(self, model: Model, at: list[tuple[int, int, int, dict]], anew: bool = True) -> None:
+    def start(self, model: Model, at: list[tuple[int, int, int, dict, dict]], anew: bool = True) -> None:
         """Begin every partition; `anew` False: by the same worker, after a rebalance."""
         if anew:
             self.stream = Stream(self.contract, capacity=2, room=self.room, max_devices=self.max_devices)
         self.now = []
-        for partition, (_, next_offset, time, states) in enumerate(at):
-            self.stream.assign(partition, model, next_offset, time, states)
+        for partition, (_, next_offset, time, states, aside) in enumerate(at):
+            self.stream.assign(partition, model, next_offset, time, states, aside)
             self.now.append(time)
+            self.restored += len(aside)
 
     def batch(self, parts: list[tuple[int, list[Record]]]) -> None:
         columns, clocks = [], []
@@ -88,6 +89,18 @@ class Play:
                 event.trigger, rows.names[event.slot], rows.is_late(event.slot), event.kind
             ), (event.start_offset, event.start_ts, event.end_ts, event.peak, event.peak_offset, event.severity))
 
+    def aside(self, partition: int, floor: int, before: dict) -> dict:
+        """Put aside what lies behind `floor`; what was before stays while its device needs it."""
+        rows = self.stream.rows
+        leaning = set(rows.leaning(partition))
+        stay = {name: state for name, state in before.items() if name in leaning}
+        for name in rows.behind(partition, floor):
+            offset, time = rows.position(partition), rows.stream_time[partition]
+            state = json.loads(json.dumps(rows.state(partition, name)))
+            stay[name] = {"rows": state, "offset": offset, "stream_time": time}
+            rows.put_aside(partition, name, offset, time)
+        return stay
+
     def states(self, partition: int) -> dict:
         rows = self.stream.rows
         found = {}
@@ -104,12 +117,12 @@ def ended_by(block: Block) -> str:
 
 def run(
     contract: Contract, logs: list[list[Record]], model: Model, seed: int, restarts: float, largest: int,
-    max_devices: int = MAX_DEVICES,
+    max_devices: int = MAX_DEVICES, max_replay: int = 1 << 30,
 ) -> Play:
     """Random batches, and after some of them a new beginning from the mark, by another worker or the same one."""
     rng = np.random.default_rng(seed)
     play = Play(contract, logs, max_devices=max_devices)
-    committed = [(log[0].offset, log[0].offset, -1, {}) for log in logs]
+    committed: list[tuple[int, int, int, dict, dict]] = [(log[0].offset, log[0].offset, -1, {}, {}) for log in logs]
     anew = True
     while True:
         play.start(model, committed, anew)
@@ -125,11 +138,15 @@ def run(
             play.batch(parts)
             if rng.random() < 0.5:
                 for partition, log in enumerate(logs):
-                    position = log[at[partition]].offset if at[partition] < len(log) else log[-1].offset + 1
+                    position = log[at[partition] - 1].offset + 1 if at[partition] else log[0].offset
                     if position >= committed[partition][1]:
+                        floor, aside = position - max_replay, committed[partition][4]
+                        if not play.stream.rows.is_replaying(partition):
+                            aside = play.aside(partition, floor, aside)
                         mark, time = play.stream.mark(partition, position)
+                        assert mark >= min(floor, position)
                         ahead |= position > committed[partition][1]
-                        committed[partition] = (mark, position, time, play.states(partition))
+                        committed[partition] = (mark, position, time, play.states(partition), aside)
             if ahead and rng.random() < restarts:
                 again = True
                 break
@@ -185,6 +202,30 @@ def test_evictions_do_not_depend_on_batches_or_restarts(seed: int, largest: int,
     play = run(CONTRACT, logs, MODEL, seed, 0.02 if largest < 10 else 0.15, largest, most)
     for found, want in zip(play.found, wanted, strict=True):
         assert (play.conflicts, found.scores, found.blocks, found.alarms) == (0, want.scores, want.blocks, want.alarms)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    seed=st.integers(0, 10_000), largest=st.sampled_from([7, 40, 300]), hop=st.sampled_from([1, 4]),
+    most=st.sampled_from([7, MAX_DEVICES]), max_replay=st.sampled_from([1, 50, 200]),
+)
+def test_outputs_do_not_depend_on_how_far_the_mark_trails(
+    seed: int, largest: int, hop: int, most: int, max_replay: int
+) -> None:
+    contract = small_contract(hop=hop)
+    model = small_model(contract, threshold=0.7)
+    logs = [make_log(seed, 500), make_log(seed + 1, 400)]
+    wanted = [expected(log, contract, model, most) for log in logs]
+    play = run(contract, logs, model, seed, 0.02 if largest < 10 else 0.15, largest, most, max_replay)
+    for found, want in zip(play.found, wanted, strict=True):
+        assert (play.conflicts, found.scores, found.blocks, found.alarms) == (0, want.scores, want.blocks, want.alarms)
+
+
+def test_a_slow_device_beside_fast_ones_is_restored_from_what_was_put_aside() -> None:
+    log = make_log(3, 1200)
+    play = run(CONTRACT, [log], MODEL, 3, 0.2, 100, MAX_DEVICES, 50)
+    assert play.restored > 10
+    check(play, [expected(log, CONTRACT, MODEL)])
 
 
 def test_slots_and_names_do_not_outnumber_the_devices_of_one_batch_beyond_those_kept() -> None:
