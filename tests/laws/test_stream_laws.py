@@ -1,6 +1,7 @@
 """What a stream causes depends on the log alone: not on batches, restarts, other partitions or swaps in between."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -242,3 +243,47 @@ def test_slots_and_names_do_not_outnumber_the_devices_of_one_batch_beyond_those_
     assert evicted == 100 * 20 - 10
     assert len(stream.rows.names) <= 10 + 20
     assert stream.rows.devices <= 10 + 20
+
+
+YEARS = {"1970": 0, "2099": 4_070_908_800_000}
+
+
+@pytest.mark.parametrize("year", YEARS)
+def test_clocks_at_the_ends_of_time_change_nothing(year: str) -> None:
+    """The first milliseconds of 1970, and 2099: rows' times and records' timestamps alike, over restarts."""
+    log = [
+        replace(record, time=record.time - 999_000 + YEARS[year], ts=max(0, record.ts - 999_000) + YEARS[year])
+        for record in make_log(5, 700)
+    ]
+    play = run(CONTRACT, [log], MODEL, 5, 0.1, 60, MAX_DEVICES, 100)
+    check(play, [expected(log, CONTRACT, MODEL)])
+
+
+def test_one_clock_far_in_the_future_harms_no_other_device() -> None:
+    """A device whose rows are dated 60 years ahead is scored by itself; the others' rows are as without it."""
+    log = make_log(6, 700)
+    ahead = [replace(r, ts=r.ts + 1_900_000_000_000) if r.device == "d8" else r for r in log]
+    play = run(CONTRACT, [ahead], MODEL, 6, 0.1, 60, MAX_DEVICES, 100)
+    found, want = play.found[0], expected(log, CONTRACT, MODEL)
+    check(play, [expected(ahead, CONTRACT, MODEL)])
+    assert {at: score for at, score in found.scores.items() if score[0] != "d8"} == {
+        at: score for at, score in want.scores.items() if score[0] != "d8"
+    }
+
+
+def test_one_row_in_ten_minutes_beside_fast_ones_is_scored_with_a_mark_that_trails_little() -> None:
+    """A contract for the slow ones; 150 rows of the fast device come between two of the slow one."""
+    contract = small_contract(max_gap_ms=1_200_000, allowance_ms=600_000, span_ms=3_600_000)
+    model, rng = small_model(contract, threshold=0.7), np.random.default_rng(4)
+    log = []
+    for second in range(0, 6_000, 4):
+        names = ["fast", "slow"] if second % 600 == 0 else ["fast"]
+        for name in names:
+            values = rng.normal(0, 1, 3).astype("f")
+            log.append(Record(len(log), 1000 * second, name, 1000 * second, values))
+    play = run(contract, [log], model, 4, 0.3, 100, MAX_DEVICES, 100)
+    want = expected(log, contract, model)
+    assert play.restored > 5
+    assert sum(score[0] == "slow" and not np.isnan(np.frombuffer(score[3], "f")[0]) for score in want.scores.values())
+    found = play.found[0]
+    assert (play.conflicts, found.scores, found.blocks, found.alarms) == (0, want.scores, want.blocks, want.alarms)

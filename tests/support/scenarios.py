@@ -57,7 +57,7 @@ def slow_beside_fast(world: World, seed: int, kills: int = 3, max_replay: int = 
     world.path.write_text(yaml.safe_dump(world.config), encoding="utf-8")
     for turn in range(kills):
         child = world.start("one")
-        commit_beyond(world, sum(world.committed().values()) + 10 * max_replay)
+        commit_beyond(world, sum(world.committed().values()) + 10 * max_replay, 180)
         world.promote((turn + 1) % len(world.bundles))
         time.sleep(chance.uniform(0, 1))
         world.kill(child)
