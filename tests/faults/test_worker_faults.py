@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kafka import KafkaAdminClient, TopicPartition
 
 from pipeline.local import LocalKafka
 from tests.support import scenarios
@@ -40,3 +41,21 @@ def test_broker_fault(tmp_path: Path, fault: str) -> None:
         finally:
             world.close()
     assert counts["scores"] > 1000
+
+
+def test_a_mark_that_retention_took_begins_cold_and_says_so(kafka: Any, tmp_path: Path) -> None:
+    world = small_world(tmp_path, kafka.bootstrap, SEED, records=1200)
+    try:
+        child = world.start("one")
+        scenarios.commit_beyond(world, 600, 180)
+        world.kill(child)
+        start = {TopicPartition(world.topic, p): at for p, at in world.committed().items()}
+        admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+        admin.delete_records(start)
+        admin.close()
+        world.start("one")
+        world.wait(240)
+        log = (world.folder / "worker1.log").read_text(errors="replace")
+        assert "are no longer in the log" in log
+    finally:
+        world.close()
