@@ -1,11 +1,13 @@
 """The topic and the model that the stream benchmarks share."""
 
-import time
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import onnx
+import pyarrow as pa
 from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.codec.train import train_codec
@@ -17,6 +19,7 @@ from pipeline.scoring.gate import make_golden
 from pipeline.scoring.session import Session
 
 CHANNELS = [f"ch{i}" for i in range(8)]
+ARROW_ROWS = 100   # of one device in one record
 START_MS = 1_700_000_000_000
 
 
@@ -80,35 +83,102 @@ def make_bundle(folder: Path, hop: int, step_ms: int = 1000) -> Bundle:
     )
 
 
-def load_topic(bootstrap: str, topic: str, records: int, devices: int, partitions: int, seed: int = 1) -> None:
-    """`records` wide JSON rows of `devices` devices in round robin, 1 Hz each, timestamps as they would have come."""
+def rows_for(about: int, devices: int) -> int:
+    """Rows near `about` from which windows by count and windows by time make equally many results.
+
+    Each device sends 32 m + 31 rows: m whole windows by count; and m rows at which a step of 32 rows by the clock ends
+    with 32 rows behind it, whatever the device's phase.
+    """
+    return devices * (32 * round((about / devices - 31) / 32) + 31)
+
+
+def results_of(rows: int, devices: int) -> int:
+    """Results at hop 32 of so many rows."""
+    return devices * (rows // devices // 32)
+
+
+def load_topic(
+    bootstrap: str, topic: str, rows: int, devices: int, partitions: int, seed: int = 1, encoding: str = "json"
+) -> int:
+    """`rows` wide rows of `devices` devices in round robin, 1 Hz each, timestamps as they would have come.
+
+    Returns the number of records: one a row, but for Arrow, where a device sends 100 rows at a time.
+    """
     from confluent_kafka import Producer
 
     rng = np.random.default_rng(seed)
     names = [f"device-{i:06d}" for i in range(devices)]
     noise = rng.normal(0, 1, (5000, 8)).round(4)
-    bodies = [msgspec.json.encode(dict(zip(CHANNELS, row.tolist(), strict=True))).decode() for row in noise]
+    phase = rng.integers(0, 1000, devices).tolist()
     producer = Producer({
         "bootstrap.servers": bootstrap, "linger.ms": 20, "batch.size": 1 << 20, "queue.buffering.max.messages": 500_000,
+        "enable.idempotence": True,   # else a batch that is sent again comes behind later ones
     })
-    phase = rng.integers(0, 1000, devices).tolist()
-    for i in range(records):
-        device = i % devices
-        ts = START_MS + 1000 * (i // devices) + phase[device]
-        value = f'{{"device":"{names[device]}","ts":{ts},"values":{bodies[(i * 7919) % 5000]}}}'
+    records = 0
+    for device, ts, value in _records(encoding, rows, names, noise, phase):
         while True:
             try:
                 producer.produce(topic, value, names[device], partition=device % partitions, timestamp=ts)
                 break
             except BufferError:
                 producer.poll(0.1)
-        if i % 10_000 == 0:
+        records += 1
+        if records % 10_000 == 0:
             producer.poll(0)
     left = producer.flush(60)
     if left:
         raise RuntimeError(f"{left} records were not delivered")
+    return records
 
 
-def wait_quiet(seconds: float) -> None:
-    """Let the broker finish what it does in the background after a load."""
-    time.sleep(seconds)
+def _records(
+    encoding: str, rows: int, names: list[str], noise: np.ndarray, phase: list[int]
+) -> Iterator[tuple[int, int, bytes | str]]:
+    """(device, timestamp, value) in the order of the log."""
+    devices = len(names)
+    if encoding == "json":   # put together from parts: encoding two million records takes longer than a run
+        bodies = [msgspec.json.encode(dict(zip(CHANNELS, row.tolist(), strict=True))).decode() for row in noise]
+        for i in range(rows):
+            device = i % devices
+            ts = START_MS + 1000 * (i // devices) + phase[device]
+            yield device, ts, f'{{"device":"{names[device]}","ts":{ts},"values":{bodies[(i * 7919) % 5000]}}}'
+        return
+    each = ARROW_ROWS if encoding == "arrow" else 1
+    encode = ENCODERS[encoding]
+    for first in range(0, rows // devices, each):
+        index = np.arange(first, min(first + each, rows // devices))
+        for device, name in enumerate(names):
+            ts = START_MS + 1000 * index + phase[device]
+            yield device, int(ts[-1]), encode(name, ts, noise[((index * devices + device) * 7919) % 5000])
+
+
+def _msgpack(device: str, ts_ms: np.ndarray, values: np.ndarray) -> bytes:
+    body = dict(zip(CHANNELS, values[0].tolist(), strict=True))
+    return msgspec.msgpack.encode({"device": device, "ts": int(ts_ms[0]), "values": body})
+
+
+def _cbor(device: str, ts_ms: np.ndarray, values: np.ndarray) -> bytes:
+    """RFC 8949: a map of three; text below 24 bytes, an unsigned integer of 64 bits, floats of 64 bits."""
+    def text(word: str) -> bytes:
+        return bytes([0x60 + len(word)]) + word.encode()
+
+    numbers = b"".join(
+        text(name) + b"\xfb" + struct.pack(">d", value)
+        for name, value in zip(CHANNELS, values[0].tolist(), strict=True)
+    )
+    return (b"\xa3" + text("device") + text(device) + text("ts") + b"\x1b" + struct.pack(">Q", int(ts_ms[0]))
+            + text("values") + bytes([0xA0 + len(CHANNELS)]) + numbers)
+
+
+def _arrow(device: str, ts_ms: np.ndarray, values: np.ndarray) -> bytes:
+    """An IPC stream of one batch, channels of 32 bits flat beside device and ts."""
+    channels = dict(zip(CHANNELS, values.T.astype(np.float32), strict=True))
+    columns = {"device": [device] * len(ts_ms), "ts": ts_ms} | channels
+    batch = pa.RecordBatch.from_pydict(columns)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return sink.getvalue().to_pybytes()
+
+
+ENCODERS = {"msgpack": _msgpack, "cbor": _cbor, "arrow": _arrow}

@@ -39,6 +39,7 @@ from pipeline.sinks import Record
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0       # champion pointers, idle commits, triggers, watchdog
+WRONG_KEYS_TOLD = 20     # devices of a stream that the log names; narrows_wrong_keys_total counts them all
 MAX_POLL_S = 1e6         # out of reach: aiokafka leaves the group for ever when all partitions are paused longer
 FETCH_BYTES = 1 << 20
 PRODUCER_BATCH_BYTES = 1 << 20
@@ -81,6 +82,7 @@ class Worker:
         self.app.narrows = _settings(config, self.agent)
         self._watchdog = Watchdog(config.worker.stall_s)
         self._rows_since: dict[str, int] = dict.fromkeys(config.streams, 0)
+        self._wrong_keys: dict[str, int] = {}
         self._asked_ms: dict[str, int] = {}
         self._asker: Asker | None = None
         self._digests: dict[str, str] = {}
@@ -293,10 +295,24 @@ class Worker:
             metrics.evicted_devices.labels(name).inc(counts["evicted"])
             for state in ("opened", "updated", "closed"):
                 metrics.episodes.labels(name, state).inc(counts[state])
+            metrics.unknown_fields.labels(name).inc(counts["unknown_fields"])
             for reason, many in line.reasons.items():
                 metrics.dead_letters.labels(name, reason).inc(many)
+            self._tell_wrong_keys(line)
             counts.clear()
             line.reasons.clear()
+
+    def _tell_wrong_keys(self, line: Line) -> None:
+        """A line in the log for each of the first devices, the others as a number."""
+        before = self._wrong_keys.get(line.name, 0)
+        self._wrong_keys[line.name] = before + len(line.wrong_keys)
+        self.metrics.wrong_keys.labels(line.name).inc(len(line.wrong_keys))
+        for device, one, other in line.wrong_keys[: max(0, WRONG_KEYS_TOLD - before)]:
+            log.warning(
+                "stream %s: device %s is in partitions %d and %d of %s, so it has two states: give its records one "
+                "key; `narrows topics rekey` copies those that are there", line.name, device, one, other, line.topic,
+            )
+        line.wrong_keys.clear()
 
     def _show(self, held: list[Held]) -> None:
         """Once a second."""

@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 
 from pipeline.codec import CodecModel, encode_blocks, pack_frame
 from pipeline.core.contract import Contract
-from pipeline.core.ids import LANES, output_id
+from pipeline.core.ids import INDEX_BITS, LANES, Kind, Lane, output_id
 from pipeline.core.join import Joiner
 from pipeline.core.rows import MAX_DEVICES, Clock, Columns, Float
 from pipeline.engine.state_topic import Name, State
@@ -35,6 +36,7 @@ from pipeline.sinks import (
 )
 
 MAX_REPLAY = 2_000_000   # records, unless told otherwise
+MOST_TOLD = 100_000  # devices with wrong keys that are counted
 
 
 class Part(Protocol):
@@ -85,7 +87,8 @@ class Line:
 
     max_devices : of one partition; see `core.rows`.  max_replay : records that a mark may trail.
     takes_nameless : reports unreadable records that name no device; one stream of a topic does.
-    counts : what happened since the last `take_counts`, by name; for metrics.
+    counts : what happened since they were cleared, by name; for metrics.
+    wrong_keys : (device, partition, another one) of devices that showed up in two, each device once; cleared likewise.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Line:
         self._takes_nameless = takes_nameless
         self._matches_all = match.device_prefix is None and not match.devices
         self._decoder = make_decoder(contract, spec)
+        self._bits = INDEX_BITS if spec.encoding == "arrow" else 0   # of a row's name, for its place in its record
         self.stream = Stream(contract, capacity, room, max_devices=max_devices)
         self._joiner = Joiner(contract, max_devices) if spec.layout == "long" or contract.resample else None
         self._codecs: dict[str, CodecModel | None] = {}
@@ -107,9 +111,11 @@ class Line:
         self._resting: dict[int, set[Name]] = {}
         self._max_replay = max_replay
         self._aside: dict[int, dict[str, _Aside]] = {}          # as the last acknowledged commit has them
-        self._told: dict[int, dict[str, State | None]] = {}     # what `changed` told of them since
+        self._proposed: dict[int, dict[str, State | None]] = {}     # what `changed` told of them since
         self._names = [contract.names[place] for place in contract.sensors]
         self.counts: Counter[str] = Counter()
+        self.wrong_keys: list[tuple[str, int, int]] = []
+        self._told: set[str] = set()
         self.reasons: Counter[str] = Counter()
 
     # ---------------------------------------------------------------- state
@@ -133,7 +139,7 @@ class Line:
 
     def revoke(self, partition: int) -> None:
         self.stream.revoke(partition)
-        for states in (self._models, self._resting, self._aside, self._told):
+        for states in (self._models, self._resting, self._aside, self._proposed):
             states.pop(partition, None)
         if self._joiner is not None:
             self._joiner.revoke(partition)
@@ -182,9 +188,9 @@ class Line:
         None is put aside before it must: one that entered behind a mark would be counted too early in its replay.
         """
         rows, joiner = self.stream.rows, self._joiner
-        tried = self._told.get(partition, {})       # of commits whose answer never came
+        tried = self._proposed.get(partition, {})       # of commits whose answer never came
         told: dict[str, State | None] = {}
-        self._told[partition] = told
+        self._proposed[partition] = told
         floor = self._floor(partition)
         if floor < 0:
             return {}
@@ -213,7 +219,7 @@ class Line:
         """What `changed` told is safe."""
         self.stream.verdicts.settled()
         self._resting.clear()
-        for partition, told in self._told.items():
+        for partition, told in self._proposed.items():
             for device, state in told.items():
                 offset, time = (-1, -1) if state is None else (state["offset"], state["stream_time"])
                 self.stream.rows.put_aside(partition, device, offset, time)
@@ -222,7 +228,7 @@ class Line:
                 self._aside[partition].pop(device, None)
                 if state is not None:
                     self._aside[partition][device] = _Aside.of(state)
-        self._told.clear()
+        self._proposed.clear()
 
     def _settle(self) -> None:
         """Free the slots of silent devices; that their verdicts came to rest is kept until a commit has told it."""
@@ -246,6 +252,7 @@ class Line:
     def compute(self, batch: Sequence[Part]) -> tuple[Result, list[Record]]:
         """What these records cause, and the dead letters among them."""
         self._settle()
+        unknown = self._decoder.unknown.total()
         dead_letters: list[Record] = []
         columns: list[Columns] = []
         clocks: list[Clock] = []
@@ -261,25 +268,39 @@ class Line:
             device, ts_ms, kept = readings.device, readings.ts_ms, readings.kept
             channel = readings.channel if isinstance(readings, LongReadings) else None
             numbers: Float = readings.value if isinstance(readings, LongReadings) else readings.values
+            index = None if isinstance(readings, LongReadings) else readings.index
             if not self._matches_all:
                 own = np.flatnonzero([self._belongs(name) for name in device])
                 self.counts["unmatched"] += len(kept) - len(own)
                 device = [device[place] for place in own.tolist()]
                 ts_ms, kept, numbers = ts_ms[own], kept[own], numbers[own]
                 channel = None if channel is None else channel[own]
+                index = None if index is None else index[own]
             if not len(kept) and self._joiner is None:
                 continue
             offset, time = part.offset[kept], part.stream_time[kept]
+            name = offset if index is None else offset << INDEX_BITS | index
             if self._joiner is None:
                 slots = self.stream.slots(partition, device)
-                columns.append(Columns(slots, ts_ms, offset, offset, time, offset, time, numbers))
+                columns.append(Columns(slots, ts_ms, name, offset, time, offset, time, numbers))
                 continue
-            joined = self._joiner.push(device, ts_ms, channel, numbers, offset, time, clocks[-1])
+            joined = self._joiner.push(device, ts_ms, channel, numbers, name, offset, time, clocks[-1])
             columns.append(Columns(
-                self.stream.slots(partition, joined.device), joined.ts_ms, joined.offset, joined.pin, joined.pin_time,
+                self.stream.slots(partition, joined.device), joined.ts_ms, joined.name, joined.pin, joined.pin_time,
                 joined.trigger, joined.stream_time, joined.values,
             ))
+        self.counts["unknown_fields"] += self._decoder.unknown.total() - unknown
+        if self.stream.rows.strays:
+            self._note_strays()
         return self.stream.push(_join(columns, len(self.contract.channels)), clocks), dead_letters
+
+    def _note_strays(self) -> None:
+        """A device in two partitions has a wrong key in one: told once a device, as long as memory bears it."""
+        for device, one, other in self.stream.rows.strays:
+            if device not in self._told and len(self._told) < MOST_TOLD:
+                self._told.add(device)
+                self.wrong_keys.append((device, one, other))
+        self.stream.rows.strays.clear()
 
     def _belongs(self, device: str) -> bool:
         prefix = self._match.device_prefix
@@ -306,6 +327,15 @@ class Line:
 
     # ---------------------------------------------------------------- results to records
 
+    def _id(self, partition: int, kind: Kind, lane: Lane, name: int) -> str:
+        """Id of an output that a row of this name stands for."""
+        offset, index = self.unname(name)
+        return output_id(self.topic, partition, kind, lane, offset, index)
+
+    def unname(self, name: Any) -> tuple[Any, Any]:
+        """Offset of the record that a row came in, and its place among that record's rows; of one name or an array."""
+        return name >> self._bits, name & ((1 << self._bits) - 1)
+
     def _place(self, slot: int) -> tuple[int, str, Any]:
         rows = self.stream.rows
         return int(rows.partition[slot]), rows.names[slot], LANES[rows.is_late(slot)]
@@ -316,17 +346,18 @@ class Line:
             return []
         verdict = scored.verdict
         records = []
-        for slot, offset, ts, score, is_anomaly, is_change, episode in zip(
-            scored.slot[index].tolist(), scored.offset[index].tolist(), scored.ts_ms[index].tolist(),
+        offsets, places = self.unname(scored.offset[index])
+        for slot, offset, place, ts, score, is_anomaly, is_change, episode in zip(
+            scored.slot[index].tolist(), offsets.tolist(), places.tolist(), scored.ts_ms[index].tolist(),
             scored.score[index].tolist(), verdict.is_anomaly[index].tolist(), verdict.is_change[index].tolist(),
             verdict.episode_offset[index].tolist(), strict=True,
         ):
             partition, device, lane = self._place(slot)
             records.append(score_record(topic, partition, Score(
-                id=output_id(self.topic, partition, "score", lane, offset), stream=self.name, device=device, lane=lane,
-                offset=offset, ts=ts, score=score, threshold=scored.threshold, is_anomaly=is_anomaly,
-                is_change=is_change, digest=scored.digest,
-                episode_id=output_id(self.topic, partition, "episode", lane, episode) if episode >= 0 else None,
+                id=output_id(self.topic, partition, "score", lane, offset, place), stream=self.name, device=device,
+                lane=lane, offset=offset, index=place or msgspec.UNSET, ts=ts, score=score,
+                threshold=scored.threshold, is_anomaly=is_anomaly, is_change=is_change, digest=scored.digest,
+                episode_id=self._id(partition, "episode", lane, episode) if episode >= 0 else None,
             )))
         return records
 
@@ -344,13 +375,14 @@ class Line:
                 "observed": _known(self._names, alarm.observed), "expected": _known(self._names, alarm.expected),
             }
         # Opened and closed once an episode, updated at most once a row: unique without the device's name.
-        at = event.trigger if event.kind == "updated" else event.start_offset
+        at = alarm.name if event.kind == "updated" else event.start_offset
         return anomaly_record(self._outputs.anomalies or "", partition, Anomaly(
-            id=output_id(self.topic, partition, event.kind, lane, at),
-            episode_id=output_id(self.topic, partition, "episode", lane, event.start_offset),
+            id=self._id(partition, event.kind, lane, at),
+            episode_id=self._id(partition, "episode", lane, event.start_offset),
             stream=self.name, device=device, lane=lane, state=event.kind, window_start=event.start_ts,
             window_end=event.end_ts, score=event.score, peak=event.peak, threshold=alarm.threshold,
-            severity=event.severity, kind=alarm.kind, digest=alarm.digest, trigger=event.trigger, **explained,
+            severity=event.severity, kind=alarm.kind, digest=alarm.digest, trigger=event.trigger,
+            index=(alarm.name >= 0 and self.unname(alarm.name)[1]) or msgspec.UNSET, **explained,
         ))
 
     def _blocks(self, blocks: list[Block]) -> list[Record]:
@@ -367,7 +399,7 @@ class Line:
                 partition, device, lane = self._place(block.slot)
                 phase = int(self.stream.rows.phase[block.slot])
                 records.append(block_record(topic, partition, BlockLabel(
-                    version=1, id=output_id(self.topic, partition, "block", lane, block.offset), stream=self.name,
+                    version=1, id=self._id(partition, "block", lane, block.offset), stream=self.name,
                     device=device, lane=lane, span=(int(block.ts_ms[0]) + phase) // self.contract.span_ms,
                     first_ts=int(block.ts_ms[0]), last_ts=int(block.ts_ms[-1]), rows=len(block.ts_ms),
                     digest=digest, trigger=block.trigger, evicted=block.evicted, contract=self.contract.hash[:12],
@@ -379,7 +411,7 @@ class Line:
         partition, device, lane = self._place(block.slot)
         latent = [] if block.latent is None else block.latent.tolist()
         return feature_record(self._outputs.features or "", partition, Feature(
-            id=output_id(self.topic, partition, "features", lane, block.offset), stream=self.name, device=device,
+            id=self._id(partition, "features", lane, block.offset), stream=self.name, device=device,
             lane=lane, start=int(block.ts_ms[0]), end=block.latent_ts_ms, latent=latent, space=block.digest[:12],
             digest=block.digest, trigger=block.trigger,
         ))

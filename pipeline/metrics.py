@@ -43,6 +43,7 @@ class Metrics:
         self.record_bytes = counter("record_bytes", "Bytes of the values of records read.", "stream")
         self.dead_letters = counter("dead_letters", "Records that could not be read.", "stream", "reason")
         self.unknown_fields = counter("unknown_fields", "Fields that the contract does not name.", "stream")
+        self.wrong_keys = counter("wrong_keys", "Devices that showed up in two partitions.", "stream")
         self.duplicates = counter("duplicates", "Rows sent again with equal values.", "stream")
         self.late_rows = counter("late_rows", "Rows of the late lane.", "stream")
         self.rows_scored = counter("rows_scored", "Rows with a score.", "stream")

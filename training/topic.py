@@ -14,7 +14,7 @@ from pipeline.core.contract import Contract
 from pipeline.core.join import Joined, Joiner
 from pipeline.core.rows import Clock
 from pipeline.errors import BadInput
-from pipeline.formats import Format, LongDecoder, LongReadings, Readings, WideDecoder, make_decoder
+from pipeline.formats import Decoder, Format, LongReadings, Readings, make_decoder
 from pipeline.formats.files import Table
 from pipeline.topics import Feedback
 from pipeline.topics.client import Settings
@@ -81,7 +81,7 @@ def read_table(
 
 
 def _rows(
-    batch: list[Record], decoder: WideDecoder | LongDecoder, joiner: Joiner | None, partition: int, stream_time: int,
+    batch: list[Record], decoder: Decoder, joiner: Joiner | None, partition: int, stream_time: int,
 ) -> tuple[Readings | Joined, int]:
     """Rows that these records complete, and stream time after them."""
     stamps = np.array([record.ts_ms for record in batch], np.int64)
@@ -94,7 +94,7 @@ def _rows(
     joined = joiner.push(
         readings.device, readings.ts_ms, readings.channel if isinstance(readings, LongReadings) else None,
         readings.value if isinstance(readings, LongReadings) else readings.values, offsets[readings.kept],
-        clock.stream_time[readings.kept], clock,
+        offsets[readings.kept], clock.stream_time[readings.kept], clock,
     )
     return joined, int(clock.stream_time[-1])
 

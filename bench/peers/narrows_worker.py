@@ -1,7 +1,6 @@
 """A narrows worker that counts what it finishes, with CPU by stage: python -m bench.peers.narrows_worker CONFIG"""
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,47 +8,47 @@ from typing import Any
 from bench.peers.meter import Meter
 
 
-def timed(meter: Meter, owner: Any, name: str, stage: str) -> None:
-    """Add the thread's CPU inside a method to a stage."""
-    inner = getattr(owner, name)
-
-    def outer(*args: Any, **kwargs: Any) -> Any:
-        began = time.thread_time()
-        try:
-            return inner(*args, **kwargs)
-        finally:
-            meter.stages[stage] = meter.stages.get(stage, 0.0) + time.thread_time() - began
-
-    setattr(owner, name, outer)
-
-
 def main() -> None:
-    from pipeline import codec, line
+    from pipeline import app, line
     from pipeline.agent import Agent
-    from pipeline.app import Worker
     from pipeline.config import load_config
     from pipeline.core.rows import Rows
     from pipeline.core.score import Scorer
-    from pipeline.formats import WideDecoder
+    from pipeline.engine.transport import BatchConsumer
     from pipeline.scoring.session import Session
+    from pipeline.scoring.stream import Stream
 
     meter = Meter()
     for owner, name, stage in (
-        (WideDecoder, "decode", "decode"), (Rows, "push", "rows"), (Rows, "windows", "gather"),
-        (Rows, "residuals", "gather"), (Session, "run", "onnx"), (Session, "rebuild_and_gist", "onnx"),
-        (Scorer, "filter", "filter"), (Scorer, "score", "score"), (line, "encode_blocks", "blocks"),
-        (line.Line, "take", "all computing"),
+        (Rows, "slots", "rows"), (Rows, "push", "rows"), (Rows, "settle", "rows"),
+        (Rows, "windows", "gather"), (Rows, "residuals", "gather"), (Session, "run", "onnx"),
+        (Session, "rebuild_and_gist", "onnx"), (Scorer, "filter", "filter"), (Scorer, "score", "score"),
+        (Stream, "push", "rest of scoring"), (line, "encode_blocks", "blocks"), (line.Line, "_blocks", "encode"),
+        (line.Line, "_take_result", "encode"), (line.Line, "take", "records to columns"),
+        (Agent, "_part", "records to columns"), (app.Worker, "_observe", "metrics"),
     ):
-        timed(meter, owner, name, stage)
-    take: Callable[..., Any] = Agent.take
+        meter.time(owner, name, stage)
+    for owner, name, stage in (
+        (app, "deliver", "deliver"), (Agent, "_commit", "commit"), (BatchConsumer, "_wait_next_records", "poll"),
+    ):
+        meter.time_coroutine(owner, name, stage)
+    meter.time_collector()
+    make_decoder: Callable[..., Any] = line.make_decoder
 
-    async def counted(self: Agent, fetched: Any) -> None:
-        await take(self, fetched)
-        meter.count(sum(len(part.records) for part in fetched))
+    def timed_decoder(*given: Any) -> Any:
+        decoder = make_decoder(*given)
+        meter.time(decoder, "decode", "decode")
+        return decoder
 
-    Agent.take = counted  # type: ignore[method-assign]
-    assert codec is not None
-    Worker(load_config(Path(sys.argv[1]))).run()
+    line.make_decoder = timed_decoder
+    observe: Callable[..., None] = app.Worker._observe
+
+    def counted(self: app.Worker, parts: Any, *rest: Any) -> None:
+        observe(self, parts, *rest)
+        meter.count(sum(len(part.records) for part in parts))   # delivered; a fetch that was dropped is not among them
+
+    app.Worker._observe = counted  # type: ignore[method-assign]
+    app.Worker(load_config(Path(sys.argv[1]))).run()
 
 
 if __name__ == "__main__":

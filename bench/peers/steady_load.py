@@ -1,4 +1,4 @@
-"""A steady load: python -m bench.peers.steady_load BOOTSTRAP TOPIC RATE SECONDS DEVICES PARTITIONS"""
+"""A steady load until it is ended: python -m bench.peers.steady_load BOOTSTRAP TOPIC RATE DEVICES PARTITIONS"""
 
 import sys
 import time
@@ -14,25 +14,27 @@ TICK_S = 0.005
 
 def main() -> None:
     bootstrap, topic = sys.argv[1:3]
-    rate, seconds, devices, partitions = map(int, sys.argv[3:7])
+    rate, devices, partitions = map(int, sys.argv[3:6])
     rng = np.random.default_rng(1)
     bodies = [
         msgspec.json.encode(dict(zip(CHANNELS, row.tolist(), strict=True))).decode()
         for row in rng.normal(0, 1, (2000, 8)).round(4)
     ]
-    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0})
+    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0, "enable.idempotence": True})
     start, sent = time.monotonic(), 0
-    while (passed := time.monotonic() - start) < seconds:
-        due = int(passed * rate)
+    while True:
+        due = int((time.monotonic() - start) * rate)
         now = round(time.time() * 1000)
         while sent < due:
             device = sent % devices
             value = f'{{"device":"d{device}","ts":{now},"values":{bodies[sent % 2000]}}}'
-            producer.produce(topic, value, f"d{device}", partition=device % partitions)
+            try:
+                producer.produce(topic, value, f"d{device}", partition=device % partitions)
+            except BufferError:
+                raise SystemExit(f"the broker does not take {rate} records a second on this machine now") from None
             sent += 1
         producer.poll(0)
         time.sleep(TICK_S)
-    producer.flush(10)
 
 
 if __name__ == "__main__":

@@ -80,9 +80,9 @@ def run_backtest(
         if joiner is None:
             columns = Columns(stream.slots(0, names), ts_ms, at, at, when, at, when, values)
         else:
-            joined = joiner.push(names, ts_ms, None, values, at, when, clock)
+            joined = joiner.push(names, ts_ms, None, values, at, at, when, clock)
             columns = Columns(
-                stream.slots(0, joined.device), joined.ts_ms, joined.offset, joined.pin, joined.pin_time,
+                stream.slots(0, joined.device), joined.ts_ms, joined.name, joined.pin, joined.pin_time,
                 joined.trigger, joined.stream_time, joined.values,
             )
         result = stream.push(columns, [clock])

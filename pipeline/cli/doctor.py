@@ -14,10 +14,12 @@ from rich.table import Table
 
 from pipeline.cli.options import ConfigFile, Json
 from pipeline.config import Config, Stream, load_config
-from pipeline.errors import NarrowsError, Unreachable
+from pipeline.errors import BadInput, NarrowsError, Unreachable
 from pipeline.registry.bundle import Bundle, load_bundle
 from pipeline.registry.store import Registry
+from pipeline.topics import Record
 
+KEYS_LOOKED_AT = 1000  # newest records of each partition
 SHOWN = ("narrows", "faust-streaming", "aiokafka", "numpy", "onnxruntime", "onnxruntime-gpu", "torch")
 
 
@@ -61,16 +63,19 @@ def examine(tree: Config) -> Iterator[Finding]:
     if broker.ok and tree.streams:
         yield _look("topics", lambda: _topics(tree))
         yield _look("group", lambda: _group(tree))
+        for name, stream in tree.streams.items():
+            yield _look(f"keys of {name}", lambda stream=stream: _keys(tree, stream), 0)  # type: ignore[misc]
     yield _look("redis", lambda: _redis(tree))
     for name, stream in tree.streams.items():
         yield _look(f"bundle of {name}", lambda name=name, stream=stream: _bundle(tree, name, stream))  # type: ignore[misc]
 
 
-def _look(name: str, check: Callable[[], str]) -> Finding:
+def _look(name: str, check: Callable[[], str], code: int | None = None) -> Finding:
+    """code : the exit code where it is not ok, None for the error's own; 0 where a worker could start all the same."""
     try:
         return Finding(name, True, check())
     except NarrowsError as error:
-        return Finding(name, False, str(error), error.exit_code)
+        return Finding(name, False, str(error), error.exit_code if code is None else code)
 
 
 def _versions() -> str:
@@ -116,6 +121,33 @@ def _group(tree: Config) -> str:
 
     group = describe_group(tree.kafka.client_settings(), tree.kafka.group)
     return f"{tree.kafka.group}: {group.members} workers, {group.state}"
+
+
+def _keys(tree: Config, stream: Stream) -> str:
+    """Whether a device is in two partitions, as far as the newest records of each tell."""
+    from pipeline.formats import make_decoder
+    from pipeline.topics import read_tails
+
+    decoder = make_decoder(stream.contract, stream.format)
+    seen: dict[str, set[int]] = {}
+    parts: dict[int, list[Record]] = {}
+    for partition, record in read_tails(tree.kafka.client_settings(), stream.topic, KEYS_LOOKED_AT):
+        parts.setdefault(partition, []).append(record)
+    for partition, records in parts.items():
+        readings, _ = decoder.decode(
+            [record.value for record in records], [record.key for record in records],
+            np.array([record.ts_ms for record in records]),
+        )
+        for device in readings.device:
+            seen.setdefault(device, set()).add(partition)
+    wrong = {device: sorted(places) for device, places in seen.items() if len(places) > 1}
+    if wrong:
+        device, places = next(iter(wrong.items()))
+        raise BadInput(
+            f"{len(wrong)} devices of {stream.topic} are in two partitions, {device} in {places}: each has two states. "
+            "Give a device's records one key; `narrows topics rekey` copies those that are there"
+        )
+    return f"{len(seen)} devices in the newest records of {stream.topic}, each in one partition"
 
 
 def _redis(tree: Config) -> str:

@@ -126,21 +126,26 @@ class _Batch(SimpleNamespace):
 
 
 def _row(line: Line, results: list[Result], anomaly: Anomaly) -> dict[str, Any] | None:
-    """The scored row of the alert's device that its record completed."""
+    """The scored row of the alert's device that its record completed; of several joined ones, the alert's score."""
     rows = line.stream.rows
     names = [line.contract.names[place] for place in line.contract.sensors]
+    index = 0 if anomaly.index is msgspec.UNSET else anomaly.index
+    found = None
     for result in results:
         for scored in result.scored:
             for i in np.flatnonzero(scored.trigger == anomaly.trigger).tolist():
                 slot = int(scored.slot[i])
                 late = rows.is_late(slot)
-                if rows.names[slot] == anomaly.device and late == (anomaly.lane == "late"):
+                is_index = line.unname(int(scored.offset[i]))[1] == index
+                if rows.names[slot] == anomaly.device and late == (anomaly.lane == "late") and is_index:
                     shares = [] if scored.contributions is None else scored.contributions[i].tolist()
-                    return {
+                    found = {
                         "score": float(scored.score[i]), "threshold": scored.threshold, "ts": int(scored.ts_ms[i]),
                         "contributions": dict(zip(names, shares, strict=False)), "digest": scored.digest,
                     }
-    return None
+                    if scored.score[i] == np.float32(anomaly.score):
+                        return found
+    return found
 
 
 def _show(anomaly: Anomaly, again: dict[str, Any] | None, same: bool, where: str) -> None:

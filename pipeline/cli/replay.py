@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 import typer
 
@@ -25,14 +26,16 @@ from pipeline.cli.options import (
     TimeUnit,
 )
 from pipeline.config import load_config
+from pipeline.core.ids import MOST_ROWS
 from pipeline.errors import BadInput, Unreachable
-from pipeline.formats.encode import encode_rows
+from pipeline.formats.encode import encode_records
 from pipeline.formats.files import Table
-from pipeline.formats.spec import Format
+from pipeline.formats.spec import Format, read_encoding
 from pipeline.topics import Settings, create
 from pipeline.topics.client import address, keywords
 
 CHUNK = 2000  # rows encoded at a time
+MOST_CHUNK = 200_000  # of Arrow records, which gather rows of a device
 TICK_S = 0.02  # sent together: a sleep a record would cost more than the record
 
 Times = Literal["data", "now"]
@@ -74,6 +77,12 @@ def replay(
     loops: Annotated[int, typer.Option(min=0, help="How often; 0 until stopped.")] = 1,
     copies: Annotated[int, typer.Option(min=1, help="Devices made of each device, each further back in the data.")] = 1,
     partitions: Annotated[int, typer.Option(min=1, help="Partitions of a topic that is made.")] = 4,
+    encoding: Annotated[
+        str | None, typer.Option(help="json, msgpack, cbor or arrow; default that of the topic's stream, else json.")
+    ] = None,
+    rows_a_record: Annotated[
+        int, typer.Option("--rows-a-record", min=1, max=MOST_ROWS, help="Arrow: most rows of a device in a record.")
+    ] = 100,
     time_column: TimeColumn = None,
     time_unit: TimeUnit = None,
     step: Step = None,
@@ -84,7 +93,7 @@ def replay(
     config: ConfigFile = None,
     json: Json = False,
 ) -> None:
-    """Publish recorded data as a live stream: one JSON record a row, its key the device.
+    """Publish recorded data as a live stream: one record a row (Arrow: many), its key the device.
 
     Example: narrows replay pump.csv --topic readings --speedup 60
     """
@@ -100,6 +109,8 @@ def replay(
     )
     table = spread(read_told(files, options), copies)
     spec = next((stream.format for stream in tree.streams.values() if stream.topic == topic), Format())
+    if encoding is not None:
+        spec = msgspec.structs.replace(spec, encoding=read_encoding(encoding))
     settings = tree.kafka.client_settings()
     create(settings, [topic], partitions=partitions, outputs=())
     pace = Pace(
@@ -109,7 +120,7 @@ def replay(
     sent, begin = Sent(), time.monotonic()
     with _Progress(len(table) * loops) as show:
         try:
-            for sent in publish(settings, topic, spec, table, pace):
+            for sent in publish(settings, topic, spec, table, pace, rows_a_record):
                 show(sent)
         except KeyboardInterrupt:
             pass
@@ -123,11 +134,12 @@ def replay(
 
 
 def publish(
-    settings: Settings, topic: str, spec: Format, table: Table, pace: Pace,
+    settings: Settings, topic: str, spec: Format, table: Table, pace: Pace, rows_a_record: int = 1,
     clock: Callable[[], float] = time.time, sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Sent]:
     """Sends the rows at their pace, in the order of time between devices and of the file within one.
 
+    rows_a_record : see `encode_records`; such a record goes out when its last row is due.
     Yields what has gone out, about fifty times a second. Every record is acknowledged when the last is yielded.
     Raises Unreachable when the broker does not take them.
     """
@@ -135,6 +147,7 @@ def publish(
     from kafka.errors import KafkaError
 
     order, at_ms = arrange(table)
+    chunk = min(MOST_CHUNK, max(CHUNK, rows_a_record * len(table.devices))) if spec.encoding == "arrow" else CHUNK
     span_ms = int(at_ms[-1] - at_ms[0]) + _step_ms(table)
     failed: list[BaseException] = []
     sent = Sent()
@@ -147,16 +160,17 @@ def publish(
         shift_ms = _shift_ms(pace, begin, table, span_ms)
         loop = 0
         while pace.loops == 0 or loop < pace.loops:
-            for first in range(0, len(order), CHUNK):
-                index = order[first:first + CHUNK]
+            for first in range(0, len(order), chunk):
+                index = order[first:first + chunk]
                 ts_ms = table.ts_ms[index] + (shift_ms + loop * span_ms)
                 if pace.rate is not None:
                     due = begin + (np.arange(first, first + len(index)) + loop * len(order)) / pace.rate
                 else:
                     due = begin + (at_ms[first:first + len(index)] - at_ms[0] + loop * span_ms) / 1000 / pace.speedup
                 names = [table.devices[place] for place in table.device[index].tolist()]
-                encoded = encode_rows(spec, table.channels, names, ts_ms, table.values[index])
-                for name, time_ms, moment, records in zip(names, ts_ms.tolist(), due.tolist(), encoded, strict=True):
+                encoded = encode_records(spec, table.channels, names, ts_ms, table.values[index], rows_a_record)
+                for last, rows, time_ms, records in encoded:
+                    name, moment = names[last], due[last]
                     if moment > clock() + TICK_S:
                         yield sent
                         while (wait := moment - clock()) > 0:
@@ -166,7 +180,7 @@ def publish(
                         producer.send(topic, value, name.encode(), timestamp_ms=time_ms).add_errback(failed.append)
                         sent.bytes += len(value)
                     sent.records += len(records)
-                    sent.rows += 1
+                    sent.rows += rows
                     sent.newest_ms = max(sent.newest_ms, time_ms)
                     if failed:
                         raise failed[0]

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from pipeline import topics
 from pipeline.cli.options import ConfigFile, Json
+from pipeline.cli.rekey import rekey
 from pipeline.config import Config, load_config
 
 app = typer.Typer(no_args_is_help=True, help="The topics that the configured streams read and write.")
@@ -45,6 +46,29 @@ def create(
         return
     for topic in made:
         print(f"{topic.name}: {topic.partitions} partitions, {'made' if topic.made else 'was there'}")
+
+
+@app.command()
+def grow(
+    partitions: Annotated[int, typer.Option(min=1, help="Partitions that the input topics are to have.")],
+    config: ConfigFile = None,
+    json: Json = False,
+) -> None:
+    """Give the input topics more partitions, and the output topics first. Stop the workers before, start them after.
+
+    Devices whose key falls to another partition begin cold there.
+    Example: narrows topics grow --partitions 16
+    """
+    tree = load_config(config)
+    grown = topics.grow(tree.kafka.client_settings(), inputs_of(tree), partitions, tree.kafka.topic_prefix)
+    if json:
+        print(msgspec.json.encode(grown).decode())
+        return
+    for topic in grown:
+        print(f"{topic.name}: {topic.partitions} partitions, {'grown' if topic.made else 'had them'}")
+
+
+app.command()(rekey)
 
 
 @app.command("list")

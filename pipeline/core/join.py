@@ -22,11 +22,11 @@ from pipeline.core.rows import MAX_DEVICES, Clock, Float, Int
 
 @dataclass(slots=True)
 class Joined:
-    """Rows in the order of their triggers; see `rows.Columns`. device : n names."""
+    """Rows in the order of their triggers; see `rows.Columns`. device : n names. name : `Columns.offset`."""
 
     device: list[str]
     ts_ms: Int
-    offset: Int
+    name: Int
     trigger: Int
     stream_time: Int
     pin: Int
@@ -39,7 +39,7 @@ class _Open:
     """A row that is being filled, or the last complete one: more of its slot is ignored."""
 
     slot: int
-    offset: int
+    name: int
     pin: int
     pin_time: int
     values: list[float]
@@ -147,52 +147,55 @@ class Joiner:
             devices[name] = _Device(life, state["seen"], main, late, offset, stream_time)
 
     def push(
-        self, device: Sequence[str], ts_ms: Int, channel: Int | None, values: Float, offset: Int, stream_time: Int,
-        clock: Clock,
+        self, device: Sequence[str], ts_ms: Int, channel: Int | None, values: Float, name: Int, offset: Int,
+        stream_time: Int, clock: Clock,
     ) -> Joined:
         """Take readings of one partition in; rows that they, or silence, complete.
 
         channel : (n,) place of the one channel that each reading has, or None where a reading has all.
         values  : (n,), or (n, C) where channel is None; NaN where missing.
+        name    : (n,) what a row is called that begins with the reading; offset : (n,) of its record.
         clock   : every record of the partition in this batch.
         """
         devices = self._devices.setdefault(clock.partition, OrderedDict())
         done = _Rows()
         places = [-1] * len(offset) if channel is None else channel.tolist()
-        for name, ts, place, value, at, now in zip(
-            device, ts_ms.tolist(), places, values.tolist(), offset.tolist(), stream_time.tolist(), strict=True
+        for owner, ts, place, value, row, at, now in zip(
+            device, ts_ms.tolist(), places, values.tolist(), name.tolist(), offset.tolist(), stream_time.tolist(),
+            strict=True,
         ):
             if devices and now - next(iter(devices.values())).life > self._silence:
                 self._expire(devices, now, clock, done)
-            known = devices.get(name)
+            known = devices.get(owner)
             if known is None:
                 if len(devices) >= self._max_devices:
                     self._forget(devices, at, now, done)
-                known = devices[name] = _Device(now, at)
+                known = devices[owner] = _Device(now, at)
             known.life, known.seen = now, at
-            devices.move_to_end(name)
+            devices.move_to_end(owner)
             if at < known.aside:
                 continue
             pairs = [(place, value)] if place >= 0 else list(enumerate(value))
-            self._put(name, known, ts // self._step, pairs, at, now, done)
+            self._put(owner, known, ts // self._step, pairs, row, at, now, done)
         if len(clock.stream_time):
             self._expire(devices, int(clock.stream_time[-1]), clock, done)
         return self._columns(done)
 
     def _put(
-        self, name: str, device: _Device, slot: int, pairs: list[tuple[int, float]], offset: int, now: int, done: _Rows
+        self, owner: str, device: _Device, slot: int, pairs: list[tuple[int, float]], name: int, offset: int, now: int,
+        done: _Rows,
     ) -> None:
         main = device.main
         is_late = main is not None and slot < main.slot
         row = device.late if is_late else main
         if row is not None and row.slot != slot:
             if not row.is_done:
-                self._finish(name, row, offset, now, done)
+                self._finish(owner, row, offset, now, done)
             row = None
         if row is None:
             # A late row is told from a main one by the newest main slot: its replay begins with that one.
             pin, pin_time = (main.pin, main.pin_time) if is_late and main is not None else (offset, now)
-            row = _Open(slot, offset, pin, pin_time, [np.nan] * self._channels, self._scored)
+            row = _Open(slot, name, pin, pin_time, [np.nan] * self._channels, self._scored)
             if is_late:
                 device.late = row
             else:
@@ -206,7 +209,7 @@ class Joiner:
             row.values[place] = value
             row.waiting &= ~(1 << place)
         if not row.is_done and not row.waiting:
-            self._finish(name, row, offset, now, done)
+            self._finish(owner, row, offset, now, done)
 
     def _finish(self, name: str, row: _Open, trigger: int, now: int, done: _Rows) -> None:
         row.is_done = True
@@ -239,7 +242,7 @@ class Joiner:
 
         opens = done.opens
         return Joined(
-            done.device, ints([row.slot * self._step for row in opens]), ints([row.offset for row in opens]),
+            done.device, ints([row.slot * self._step for row in opens]), ints([row.name for row in opens]),
             ints(done.trigger), ints(done.time),
             ints([row.pin for row in opens]), ints([row.pin_time for row in opens]),
             np.array([row.values for row in opens], np.float32).reshape(-1, self._channels),

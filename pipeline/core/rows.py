@@ -51,7 +51,8 @@ class Columns:
 
     device      : (n,) main slot of each row's device, from `Rows.slots`.
     ts_ms       : (n,) the row's own time, in [0, TIME_LIMIT_MS).
-    offset      : (n,) what the row is called by in ids: its first record's offset.
+    offset      : (n,) what the row is called by in ids, in the order of the log: its first record's offset; where a
+                  record holds many rows, with the row's place in it (`ids.INDEX_BITS`).
     pin         : (n,) from which offset a replay makes the row again; equals `offset` but for late joined rows.
     pin_time    : (n,) stream time as of that record.
     trigger     : (n,) offset of the record that completed the row; equals `offset` for wide readings.
@@ -235,6 +236,7 @@ class Rows:
         for name, (dtype, shape) in self._row_fields.items():
             setattr(self, name, np.empty((0, *shape), dtype))
         self.names: list[str] = []
+        self.strays: list[tuple[str, int, int]] = []  # devices that are new here and known in another partition
         self.stream_time: dict[int, int] = {}
         self.emit_from: dict[int, int] = {}
         self._position: dict[int, int] = {}     # the next offset; below `emit_from` in a replay
@@ -282,6 +284,9 @@ class Rows:
         found = list(map(index.get, devices))
         if None in found:
             names = list(dict.fromkeys(name for name, slot in zip(devices, found, strict=True) if slot is None))
+            self.strays += [
+                (name, other, partition) for other, there in self._index.items() for name in names if name in there
+            ]
             index.update(zip(names, self._claim(partition, names).tolist(), strict=True))
             found = list(map(index.get, devices))
         return np.array(found, np.int64)
@@ -372,14 +377,16 @@ class Rows:
         for clock in clocks:
             later = np.flatnonzero(partition[half:] == clock.partition)
             earlier = np.flatnonzero(partition[:half] == clock.partition)
+            torn = 0                         # 1 where the cut goes through the rows of one record: it is in both parts
             if len(later) == 0:
                 cut = len(clock.offset)
             elif len(earlier) == 0:
                 cut = 0
             else:
                 cut = int(np.searchsorted(clock.offset, rows.trigger[half + later[0]]))
-            if cut:
-                before.append(Clock(clock.partition, clock.offset[:cut], clock.stream_time[:cut]))
+                torn = int(rows.trigger[earlier[-1]] == rows.trigger[half + later[0]])
+            if cut + torn:
+                before.append(Clock(clock.partition, clock.offset[: cut + torn], clock.stream_time[: cut + torn]))
             if cut < len(clock.offset):
                 after.append(Clock(clock.partition, clock.offset[cut:], clock.stream_time[cut:]))
         return self.parts(rows.take(slice(0, half)), before) + self.parts(rows.take(slice(half, n)), after)

@@ -2,17 +2,19 @@
 
 Invariant: a row's score is a function of its last L residual rows, its device and the bundle, to the last bit,
 whatever else is in the batch and wherever in it the row stands. BLAS gives other last bits when a product's shape
-depends on the batch, so every product here has a constant shape: one (K, L) @ (L, M*S) a row, and chunks of exactly
-128 rows behind it. Law: tests/laws/test_score_laws.py.
+depends on the batch, and on some processors (AVX2) to the last rows of a shape that does not. So each row has a product
+of its own, (K, L) @ (L, M*S), and its distances are compiled loops whose order is written here.
+Law: tests/laws/test_score_laws.py.
 
 Axes: n rows, L filter length, M members, K filter constants, S scored channels, G groups of devices.
 Source: Lowry et al. 1992 (MEWMA); Ledoit and Wolf 2004 for the covariance behind `whiten`. Truncating the EWMA to
 L rows (semantics: finite memory), clipping before it and the mean of log1p over members are ours.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numba
 import numpy as np
 
 from pipeline.errors import BadInput
@@ -159,18 +161,15 @@ class Scorer:
 
         filtered : (n, filters, M*S) from `filter`.   device : (n,) from `Scaling.index`, needed when G > 1.
         """
-        scores = np.empty(len(filtered), dtype=np.float32)
-        for rows, chunk, group in self._chunks(filtered, device):
-            ratios = self._distances(chunk, group) / self.member_threshold   # (128,M,K)
-            blended = (np.log1p(ratios) * self.weight).reshape(CHUNK, -1).sum(axis=1)
-            scores[rows] = np.expm1(blended)[: rows.stop - rows.start]
-        return scores
+        ratios = self.distances(filtered, device) / self.member_threshold   # (n,M,K)
+        blended = (np.log1p(ratios) * self.weight).reshape(-1, self.weight.size).sum(axis=1)
+        return np.asarray(np.expm1(blended))
 
     def distances(self, filtered: np.ndarray, device: np.ndarray | None = None) -> np.ndarray:
         """Distance of each row from normal, a member and constant; what calibration needs. (n, M, K) float32."""
         out = np.empty((len(filtered), self.members, len(self.alphas)), dtype=np.float32)
-        for rows, chunk, group in self._chunks(filtered, device):
-            out[rows] = self._distances(chunk, group)[: rows.stop - rows.start]
+        group = self._group(device, len(filtered))
+        mahalanobis(np.ascontiguousarray(filtered), self.mean, self.whiten, group, out)
         return out
 
     def shift(self, filtered: np.ndarray, device: np.ndarray | None = None) -> np.ndarray:
@@ -178,15 +177,14 @@ class Scorer:
 
         (n,) float32; 0 everywhere where the filter is too short.
         """
-        out = np.zeros(len(filtered), dtype=np.float32)
-        if not self.sees_changes:
-            return out
-        asked = slice(self.shift_member * self.channels, (self.shift_member + 1) * self.channels)
-        for rows, chunk, group in self._chunks(filtered, device):
-            change = chunk[:, -1, asked] - self.shift_mean[group]
-            white = np.matmul(change[:, None, :], self.shift_whiten[group])[:, 0]   # (128,S)
-            out[rows] = np.sqrt((white * white).sum(axis=1))[: rows.stop - rows.start]
-        return out
+        out = np.zeros((len(filtered), 1, 1), dtype=np.float32)
+        if self.sees_changes:
+            asked = slice(self.shift_member * self.channels, (self.shift_member + 1) * self.channels)
+            mahalanobis(
+                np.ascontiguousarray(filtered[:, -1:, asked]), self.shift_mean[:, None, None],
+                self.shift_whiten[:, None, None], self._group(device, len(filtered)), out,
+            )
+        return out[:, 0, 0]
 
     def contributions(self, filtered: np.ndarray, score: np.ndarray, device: np.ndarray | None = None) -> np.ndarray:
         """Share of each channel in the score: >= 0, sums to the score. (n, S) float32.
@@ -215,32 +213,7 @@ class Scorer:
             return np.zeros(count, dtype=np.int64)
         if device is None:
             raise BadInput("this scorer has one group a device: pass `device`, from Scaling.index")
-        return device
-
-    def _chunks(
-        self, filtered: np.ndarray, device: np.ndarray | None
-    ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-        """Chunks of exactly 128 rows, the last one padded with zeros; and the group of each row."""
-        group = self._group(device, len(filtered))
-        for start in range(0, len(filtered), CHUNK):
-            rows = slice(start, min(start + CHUNK, len(filtered)))
-            chunk, padded = filtered[rows], group[rows]
-            short = CHUNK - len(chunk)
-            if short:
-                chunk = np.concatenate([chunk, np.zeros((short, *filtered.shape[1:]), dtype=np.float32)])
-                padded = np.concatenate([padded, np.zeros(short, dtype=np.int64)])
-            yield rows, chunk, padded
-
-    def _distances(self, chunk: np.ndarray, group: np.ndarray) -> np.ndarray:
-        """(128, filters, M*S) -> (128, M, K)."""
-        split = self._split(chunk)
-        if self.groups == 1:
-            apart = np.ascontiguousarray((split - self.mean[0]).transpose(1, 2, 0, 3))   # (M,K,128,S)
-            white = np.matmul(apart, self.whiten[0])                                     # (128,S) @ (S,S) each
-            return np.ascontiguousarray(np.sqrt((white * white).sum(axis=3)).transpose(2, 0, 1))
-        apart = (split - self.mean[group])[..., None, :]                                 # (128,M,K,1,S)
-        white = np.matmul(apart, self.whiten[group])[..., 0, :]                          # (1,S) @ (S,S) each
-        return np.sqrt((white * white).sum(axis=3))
+        return np.ascontiguousarray(device, np.int64)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What `scorer.npz` holds; no pickled objects."""
@@ -259,3 +232,27 @@ class Scorer:
             shift_mean=arrays["shift_mean"], shift_whiten=arrays["shift_whiten"], shift_threshold=shift_threshold,
             shift_member=int(shift_member), limits=arrays["limits"],
         )
+
+
+@numba.njit(cache=True, error_model="numpy")
+def mahalanobis(filtered, mean, whiten, group, out):  # type: ignore[no-untyped-def]
+    """|(f - mean) @ whiten| of each row, member and constant, into `out`.
+
+    filtered : (n, K or more, M*S).  mean : (G, M, K, S).  whiten : (G, M, K, S, S).  group : (n,).  out : (n, M, K).
+    The inner loops run over channels that don't touch each other, so that they are vectors without changing an order.
+    """
+    channels = mean.shape[3]
+    white = np.empty(channels, np.float32)
+    for i in range(len(filtered)):
+        g = group[i]
+        for m in range(mean.shape[1]):
+            for k in range(mean.shape[2]):
+                white[:] = np.float32(0)
+                for j in range(channels):
+                    apart = filtered[i, k, m * channels + j] - mean[g, m, k, j]
+                    for t in range(channels):
+                        white[t] += apart * whiten[g, m, k, j, t]
+                total = np.float32(0)
+                for t in range(channels):
+                    total += white[t] * white[t]
+                out[i, m, k] = np.sqrt(total)

@@ -21,7 +21,7 @@ from aiokafka.errors import KafkaError
 from pipeline.codec import BadBlock
 from pipeline.core.contract import Contract
 from pipeline.errors import BadInput, NarrowsError
-from pipeline.formats import Format, LongDecoder, WideDecoder, make_decoder
+from pipeline.formats import Decoder, Format, Readings, make_decoder
 from pipeline.sinks import Anomaly, BlockLabel, SeenOnce, read_anomaly, read_block_label, read_dead_letter, read_feature
 from pipeline.sinks.blocks import BlockReader
 
@@ -149,7 +149,7 @@ class _Stream:
     """Running state of one stream."""
 
     watched: Watched
-    decoder: WideDecoder | LongDecoder
+    decoder: Decoder
     kept: "OrderedDict[str, _Kept]" = field(default_factory=OrderedDict)
     seen: SeenOnce = field(default_factory=SeenOnce)
     devices: set[str] = field(default_factory=set)
@@ -338,9 +338,9 @@ def _take_readings(stream: _Stream, records: list[ConsumerRecord]) -> None:
     times = np.array([record.timestamp for record in records], np.int64)
     readings, _ = stream.decoder.decode([record.value for record in records], [record.key for record in records], times)
     stream.devices.update(readings.device)
-    if not isinstance(stream.decoder, WideDecoder):
+    if not isinstance(readings, Readings):
         return
-    values = readings.values  # type: ignore[union-attr]
+    values, sharing = readings.values, np.bincount(readings.kept, minlength=1)
     with np.errstate(all="ignore"):
         if len(values):
             low, high = np.fmin.reduce(values), np.fmax.reduce(values)
@@ -355,7 +355,7 @@ def _take_readings(stream: _Stream, records: list[ConsumerRecord]) -> None:
                 stream.kept.popitem(last=False)
         kept.ts.append(ts_ms)
         kept.row.append(row)
-        kept.sizes.append(len(records[place].value or b""))
+        kept.sizes.append(len(records[place].value or b"") / int(sharing[place]))
 
 
 def _take_anomaly(stream: _Stream, anomaly: Anomaly) -> None:

@@ -38,7 +38,7 @@ class Model:
 class Alarm:
     """One episode event with what explains it.
 
-    event : its `slot` and `trigger` are final.  first_offset : record that began the row behind it, -1 by silence.
+    event : its `slot` and `trigger` are final.  name : of the row behind it (`Columns.offset`), -1 by silence.
     ts_ms : of that row (end of the episode where silence closed it).
     contributions : (S,) >= 0, sum to the score.  directions : (S,) int8.
     observed, expected : (S,) in the channels' units, NaN where missing.  All None where silence closed it.
@@ -54,6 +54,7 @@ class Alarm:
     observed: Float | None = None
     expected: np.ndarray | None = None
     kind: guards.Kind = "silence"
+    name: int = -1
 
 
 @dataclass(slots=True)
@@ -360,7 +361,7 @@ class Stream:
                 model.scorer.directions(filtered[one], own)[0],
                 rows.values[position[row], contract.sensors],
                 model.scaling.invert(rebuilt, own)[0, contract.sensors],
-                guards.kind_of(codes[one[0]], shares),
+                guards.kind_of(codes[one[0]], shares), int(offset[row]),
             ))
 
     def _verdicts(

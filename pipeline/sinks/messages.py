@@ -26,6 +26,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     id         : 32 hexadecimal digits, equal however often the row is scored by the same log and digest.
     offset     : of the scored row's record in the input partition.
+    index      : place of the row in that record, left out where it is 0.
     ts         : the row's time, ms.
     score      : high is anomalous; compare with threshold.
     episode_id : of the episode that the row belongs to, null outside.
@@ -38,6 +39,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     device: str
     lane: Lane = "main"
     offset: int
+    index: int | msgspec.UnsetType = msgspec.UNSET
     ts: int
     score: float
     threshold: float
@@ -59,6 +61,7 @@ class Anomaly(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     directions    : whether the channel lies above or below what was expected.
     observed, expected : value a channel in its own unit at the event's row.
     trigger       : offset of the input record that caused the event.
+    index         : place of the event's row in the record that began it, left out where it is 0.
     final         : false for an event of the wall clock, which one of the log with the same id replaces.
     """
 
@@ -82,6 +85,7 @@ class Anomaly(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     expected: dict[str, float | None] = {}
     digest: str
     trigger: int
+    index: int | msgspec.UnsetType = msgspec.UNSET
     final: bool = True
 
 

@@ -3,7 +3,7 @@
 from pipeline.topics.client import Settings
 from pipeline.topics.definitions import TOPICS, Topic
 from pipeline.topics.feedback import Feedback
-from pipeline.topics.making import check, create, describe
+from pipeline.topics.making import check, create, describe, grow
 from pipeline.topics.reader import (
     Record,
     begin_offsets,
@@ -12,10 +12,12 @@ from pipeline.topics.reader import (
     offsets_at,
     partitions_of,
     read_range,
+    read_tails,
     read_topic,
 )
 
 __all__ = [
     "TOPICS", "Feedback", "Record", "Settings", "Topic", "begin_offsets", "check", "create", "describe", "end_offsets",
-    "newest_by_key", "offsets_at", "partitions_of", "read_range", "read_topic",
+    "grow",     "newest_by_key", "offsets_at", "partitions_of", "read_range", "read_tails",
+    "read_topic",
 ]

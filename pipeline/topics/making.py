@@ -1,5 +1,6 @@
 """Making topics, and saying what is wrong with those that are there."""
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -7,11 +8,12 @@ import msgspec
 from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import for_code
 
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, TryAgain
 from pipeline.topics.client import Settings, admin_client, ours
 from pipeline.topics.definitions import TOPICS, Topic
 
 TOPIC_EXISTS = 36  # TOPIC_ALREADY_EXISTS of the Kafka protocol
+PATIENCE_S = 20  # for partitions that were just added
 SHOWN = ("cleanup.policy", "retention.ms", "max.message.bytes", "message.timestamp.type")
 
 
@@ -25,7 +27,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class Made(msgspec.Struct, frozen=True):
-    """What `create` did about one topic; made: False where it was there already."""
+    """What `create` or `grow` did about one topic; made: False where it was so already."""
 
     name: str
     partitions: int
@@ -95,6 +97,38 @@ def check(
             raise BadInput(f"topic {name} is missing: make it with `narrows topics create`")
     _fits(known, max((known[name].partitions for name in inputs), default=1), prefix, outputs)
     return known
+
+
+def grow(
+    settings: Settings, inputs: Sequence[str], partitions: int, prefix: str = "",
+    outputs: Iterable[Topic] = TOPICS.values(),
+) -> list[Made]:
+    """Gives inputs that have fewer this many partitions, and first the outputs that follow them.
+
+    Outputs first: a worker that meets a new partition writes to the one of the same number. Raises BadInput where a
+    topic has more already (Kafka takes none away) or an input is missing.
+    """
+    outputs = [topic for topic in outputs if topic.partitions is None]
+    names = [*(topic.full_name(prefix) for topic in outputs), *inputs]
+    with admin_client(settings) as admin:
+        known = _describe(admin, names)
+        for name in names:
+            if name in inputs and name not in known:
+                raise BadInput(f"topic {name} is missing: make it with `narrows topics create`")
+            if name in known and known[name].partitions > partitions:
+                raise BadInput(
+                    f"topic {name} has {known[name].partitions} partitions already, more than {partitions}, and Kafka "
+                    "takes none away: give at least as many"
+                )
+        for name in names:
+            if name in known and known[name].partitions < partitions:
+                admin.create_partitions({name: partitions})
+        deadline = time.monotonic() + PATIENCE_S
+        while any(facts.partitions < partitions for facts in _describe(admin, list(known)).values()):
+            if time.monotonic() > deadline:
+                raise TryAgain(f"the broker does not show {partitions} partitions of each topic yet: look again")
+            time.sleep(0.1)   # brokers hear of new partitions one after the other
+    return [Made(name, partitions, known[name].partitions < partitions) for name in names if name in known]
 
 
 def _fits(known: dict[str, Facts], widest: int, prefix: str, outputs: Iterable[Topic]) -> None:

@@ -106,6 +106,13 @@ def read_topic(
     yield from _read(settings, topic, ranges, idle_s)
 
 
+def read_tails(settings: Settings, topic: str, most: int, idle_s: float = 30) -> Iterator[tuple[int, Record]]:
+    """(partition, record) of the newest `most` offsets of each partition, partition by partition."""
+    begins, ends = _offsets(settings, topic, OffsetSpec.EARLIEST, OffsetSpec.LATEST)
+    ranges = {number: (max(begins[number], end - most), end) for number, end in ends.items()}
+    yield from _read(settings, topic, ranges, idle_s)
+
+
 def _read(
     settings: Settings, topic: str, ranges: Mapping[int, tuple[int, int]], idle_s: float
 ) -> Iterator[tuple[int, Record]]:

@@ -31,14 +31,14 @@ def push(joiner: Joiner, part: list[Reading]) -> Joined:
     offset, time = np.array([r[0] for r in part]), np.array([r[1] for r in part])
     return joiner.push(
         [r[2] for r in part], np.array([r[3] for r in part]), np.array([r[4] for r in part]),
-        np.array([r[5] for r in part], np.float32), offset, time, Clock(0, offset, time),
+        np.array([r[5] for r in part], np.float32), offset, offset, time, Clock(0, offset, time),
     )
 
 
 def rows_of(joined: Joined) -> list[tuple[object, ...]]:
     values = [value.tobytes() for value in joined.values]
     return list(zip(
-        joined.trigger.tolist(), joined.device, joined.ts_ms.tolist(), joined.offset.tolist(),
+        joined.trigger.tolist(), joined.device, joined.ts_ms.tolist(), joined.name.tolist(),
         joined.stream_time.tolist(), values, strict=True,
     ))
 

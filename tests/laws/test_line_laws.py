@@ -2,6 +2,7 @@
 swap alone.
 
 Ids and contents; layouts with and without joining; late rows, repeats, gaps, silence, episodes that outlive a commit.
+And records of many rows mean what as many records mean that came at the same moment.
 """
 
 from collections import namedtuple
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.agent import Part
@@ -18,6 +20,7 @@ from pipeline.core.rows import MAX_DEVICES
 from pipeline.engine.state_topic import Entries, read_entries
 from pipeline.engine.transport import TP
 from pipeline.formats import Format
+from pipeline.formats.arrow import write_stream
 from pipeline.line import MAX_REPLAY, Line, OutputTopics
 from pipeline.sinks import Record, read_block_label
 from tests.support.models import small_contract, small_model
@@ -42,6 +45,8 @@ KINDS = {
     "resampled": Kind(small_contract(2, window=4, memory=10, resample=True), Format(), (3, 1)),
     "long": Kind(small_contract(2, window=4, memory=10), Format(layout="long")),
     "thinned": Kind(small_contract(2, window=4, memory=10, hop=3), Format(), (1, 1)),
+    "many rows": Kind(small_contract(2, window=4, memory=10), Format(encoding="arrow")),
+    "many rows, resampled": Kind(small_contract(2, window=4, memory=10, resample=True), Format(encoding="arrow")),
 }
 
 
@@ -72,7 +77,24 @@ def make_log(kind: Kind, rng: np.random.Generator) -> list[Raw]:
                     send(device, {**head, "channel": name, "value": value})
         if rng.random() < 0.2:
             log.append(log[-1]._replace(offset=len(log)))     # sent again
-    return log
+    return packed(log, rng)[0] if kind.spec.encoding == "arrow" else log
+
+
+def packed(log: list[Raw], rng: np.random.Generator) -> tuple[list[Raw], list[Raw]]:
+    """The rows as Arrow records of 1 to 12 rows, and as JSON records that came together."""
+    tables: list[Raw] = []
+    rows: list[Raw] = []
+    while len(rows) < len(log):
+        group = log[len(rows) : len(rows) + int(rng.integers(1, 13))]
+        bodies = [msgspec.json.decode(one.value) for one in group]
+        batch = pa.record_batch({
+            "device": [body["device"] for body in bodies], "ts": [body["ts"] for body in bodies],
+            **{name: pa.array([body["values"][name] for body in bodies], pa.float64()) for name in ("c0", "c1")},
+        })
+        now = group[-1].timestamp
+        tables.append(Raw(len(tables), now, None, write_stream(batch)))
+        rows += [one._replace(timestamp=now) for one in group]
+    return tables, rows
 
 
 def id_of(output: Record) -> str:
@@ -89,10 +111,11 @@ class Run:
     """
 
     def __init__(
-        self, kind: Kind, log: list[Raw], swap_at: int, max_devices: int, max_replay: int = MAX_REPLAY
+        self, kind: Kind, log: list[Raw], swap_at: int, max_devices: int = MAX_DEVICES, max_replay: int = MAX_REPLAY,
+        room: int = 256,
     ) -> None:
         self.kind, self.log, self.swap_at, self.max_devices = kind, log, swap_at, max_devices
-        self.max_replay, self.restored = max_replay, 0
+        self.max_replay, self.restored, self.room = max_replay, 0, room
         self.models = [small_model(kind.contract, seed, members, 1.0) for seed, members in enumerate(kind.members)]
         self.outputs: dict[tuple[str, str], set[bytes]] = {}
         self.topic: dict[bytes, bytes] = {}
@@ -110,7 +133,7 @@ class Run:
         self.entries = Entries("t", 0, self.epoch, self.next, states)
         self.line = Line(
             "pump", "t", self.kind.contract, self.kind.spec, Match(), TOPICS, max_devices=self.max_devices,
-            max_replay=self.max_replay,
+            max_replay=self.max_replay, room=self.room,
         )
         self.is_swapped = 0 < self.swap_at <= self.next
         self.line.assign(0, self.models[self.is_swapped], self.next, mark_time, states)
@@ -194,3 +217,34 @@ def test_a_mark_that_trails_little_changes_no_output(name):
         restored += broken.restored
         assert broken.outputs == whole.outputs, f"{name}, seed {seed}"
     assert restored > 10
+
+
+PLACES = {"id", "offset", "index", "trigger", "episode_id"}
+
+
+def meanings(run: Run) -> list[tuple[str, bytes]]:
+    """What was written, without the places in the log that it names."""
+    found = []
+    for (topic, _), contents in run.outputs.items():
+        for content in contents:
+            body = content if topic == "blocks" else msgspec.json.encode({
+                name: item for name, item in msgspec.json.decode(content).items() if name not in PLACES
+            })
+            found.append((topic, body))
+    return sorted(found)
+
+
+@pytest.mark.parametrize("resample", [False, True])
+def test_a_record_of_many_rows_means_what_as_many_records_mean(resample):
+    contract = small_contract(2, window=4, memory=10, resample=resample)
+    for seed in range(STORIES // 2):
+        rng = np.random.default_rng(seed)
+        tables, rows = packed(make_log(Kind(contract, Format()), rng), rng)
+        room = int(rng.choice([3, 256]))     # a device has more rows in a record than there is room for
+        one = Run(Kind(contract, Format()), rows, len(rows), room=room)
+        many = Run(Kind(contract, Format(encoding="arrow")), tables, len(tables), room=room)
+        for run in (one, many):
+            while run.position < len(run.log):
+                run.read(int(rng.integers(1, 12)))
+        assert len(many.outputs) == len(one.outputs), f"seed {seed}"      # so ids are unique
+        assert meanings(many) == meanings(one), f"seed {seed}"

@@ -10,8 +10,8 @@ import pytest
 from pipeline.core.contract import Channel, Contract
 from pipeline.errors import BadInput
 from pipeline.formats import Format, LongDecoder, Readings, Reason, Rejects, WideDecoder
-from pipeline.formats.json import LEARNED
 from pipeline.formats.readings import LAST_MS
+from pipeline.formats.records import LEARNED
 
 NOW = 1_700_000_000_000
 CONTRACT = Contract(

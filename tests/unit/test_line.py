@@ -1,6 +1,7 @@
 """One stream of a worker, and what it owes to the others of its topic and to the state topic."""
 
 from collections import namedtuple
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -11,6 +12,7 @@ from pipeline.core.contract import Channel, Contract
 from pipeline.engine.state_topic import Name
 from pipeline.engine.transport import TP
 from pipeline.formats import Format
+from pipeline.formats.encode import encode_table
 from pipeline.line import Line, OutputTopics
 from pipeline.sinks import Record, read_anomaly, read_block_label
 from tests.support.models import small_contract, small_model
@@ -92,3 +94,53 @@ def test_what_an_eviction_ends_says_so():
     closed = [read_anomaly(output.value or b"") for output in outputs if output.topic == "anomalies"][-1]
     assert (closed.device, closed.state, closed.kind, closed.trigger) == ("old", "closed", "eviction", 8)
     assert line.counts["evicted"] == 1
+
+
+def test_a_device_in_two_partitions_is_told_once():
+    line = make_line("a", small_contract(2))
+    line.assign(1, small_model(small_contract(2)), 0, -1, {})
+    for turn in range(3):
+        for partition, device in ((0, "one"), (1, "one"), (1, "two")):
+            [part] = batch([reading(turn, device, 1_000 * turn, {"c0": 1.0})])
+            line.take([replace(part, tp=TP("t", partition))])
+    assert line.wrong_keys == [("one", 0, 1)]
+
+
+def test_a_device_that_moved_for_good_is_no_stray_once_silence_has_ended_its_old_state():
+    contract = small_contract(2)
+    line = make_line("a", contract)
+    line.assign(1, small_model(contract), 0, -1, {})
+    line.take(batch([reading(0, "one", 0, {"c0": 1.0})]))
+    later = contract.silence_ms + 1_000
+    for step in range(1, 3):
+        line.take(batch([reading(step, "two", later + step, {"c0": 1.0})], 0))
+    [part] = batch([reading(0, "one", later, {"c0": 1.0})])
+    line.take([replace(part, tp=TP("t", 1))])
+    assert line.wrong_keys == []
+
+
+def test_fields_that_the_contract_does_not_name_are_counted():
+    line = make_line("a", small_contract(2))
+    line.take(batch([reading(step, "one", 1_000 * step, {"c0": 1.0, "gas": 2.0}) for step in range(3)]))
+    assert line.counts["unknown_fields"] == 3
+
+
+def test_streams_of_one_topic_tell_arrow_records_of_many_rows_apart():
+    spec = Format(encoding="arrow")
+    lines = [
+        Line(name, "t", contract, spec, Match(device_prefix=name), TOPICS, takes_nameless=name == "a")
+        for name, contract in (("a", small_contract(2)), ("b", Contract(channels=(Channel(name="x"),), window=8)))
+    ]
+    for line in lines:
+        line.assign(0, small_model(line.contract), 0, -1, {})
+
+    def table(offset: int, devices: list[str], **columns: list[float]) -> Raw:
+        values = np.array(list(columns.values()), np.float32).T
+        ts = np.full(len(devices), 1_000)
+        return Raw(offset, 1_000, b"gateway", encode_table(spec, tuple(columns), devices, ts, values))
+
+    good = [table(0, ["a1", "a2"], c0=[1, 2], c1=[1, 2]), table(1, ["b1", "b2"], x=[1, 2])]
+    assert dead_letters(lines, good) == []
+    assert dead_letters(lines, [table(2, ["b1", "b2"], x=[1, np.inf])]) == [("b", "overflow")]
+    assert lines[0].stream.rows.names == ["a1", "a2"]
+    assert lines[1].stream.rows.names == ["b1", "b2"]

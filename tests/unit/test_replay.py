@@ -1,17 +1,14 @@
 """Recorded data as a stream: order, pace and times, without a broker."""
 
 import json
-import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from pipeline.cli.replay import Pace, _shift_ms, _step_ms, arrange, spread
 from pipeline.core.contract import Channel, Contract
-from pipeline.formats import Format, LongDecoder, WideDecoder
-from pipeline.formats.encode import encode_rows
+from pipeline.formats import Format, LongDecoder, Readings, make_decoder
+from pipeline.formats.encode import encode_records, encode_rows
 from pipeline.formats.files import Table
 
 NOW = 1_700_000_000_000
@@ -58,28 +55,6 @@ def test_without_a_shift_the_times_are_the_datas_own() -> None:
     assert _shift_ms(Pace(), 1e9, table([0], [0], ("a",)), 1000) == 0
 
 
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 2**42 - 1), *[st.floats(width=32, allow_infinity=False)] * 2), min_size=1, max_size=8
-    ),
-    st.sampled_from(["ms", "s", "us", "ns", "iso"]),
-    st.sampled_from(["values", None]),
-)
-def test_a_decoder_gives_back_what_was_encoded(rows: list[tuple], unit: str, values: str | None) -> None:
-    rows = [row for row in rows if not all(map(math.isnan, row[1:]))] or [(0, 1.0, 2.0)]
-    contract = Contract(channels=(Channel(name="x y"), Channel(name="z")))
-    spec = Format(ts_unit=unit, values=values, fields={"z": "zed"})  # type: ignore[arg-type]
-    ts_ms = np.array([row[0] for row in rows], np.int64)
-    numbers = np.array([row[1:] for row in rows], np.float32)
-    names = [f"d{i}" for i in range(len(rows))]
-    encoded = encode_rows(spec, contract.names, names, ts_ms, numbers)
-    readings, rejects = WideDecoder(contract, spec).decode([one for [one] in encoded], None, ts_ms)
-    assert len(rejects.index) == 0
-    assert readings.device == names
-    assert readings.ts_ms.tolist() == ts_ms.tolist()
-    np.testing.assert_array_equal(readings.values, numbers)
-
-
 def test_a_long_row_is_one_record_a_channel() -> None:
     contract = Contract(channels=(Channel(name="x"), Channel(name="y")))
     spec = Format(layout="long")
@@ -91,3 +66,15 @@ def test_a_long_row_is_one_record_a_channel() -> None:
     readings, _ = LongDecoder(contract, spec).decode(flat, None, np.full(3, NOW))
     assert readings.value.tolist() == [np.float32(0.1), 1.5, 2]
     assert readings.channel.tolist() == [0, 0, 1]
+
+
+def test_an_arrow_record_gathers_rows_of_one_device_and_goes_out_with_the_last() -> None:
+    spec, device = Format(encoding="arrow"), ["a", "b", "a", "a", "b"]
+    values = np.arange(5, dtype=np.float32)[:, None]
+    found = encode_records(spec, ("x",), device, NOW + np.array([0, 1, 5, 2, 3]), values, rows_a_record=2)
+    assert [(one.last, one.rows, one.ts_ms - NOW) for one in found] == [(2, 2, 5), (3, 1, 2), (4, 2, 3)]
+    decoder = make_decoder(Contract(channels=(Channel(name="x"),)), spec)
+    readings, _ = decoder.decode([one.values[0] for one in found], None, np.full(3, NOW))
+    assert isinstance(readings, Readings)
+    assert readings.device == ["a", "a", "a", "b", "b"]
+    assert readings.values[:, 0].tolist() == [0, 2, 3, 1, 4]
