@@ -73,7 +73,8 @@ class Worker:
                 kafka.topic("blocks") if stream.outputs.blocks else None,
                 kafka.topic("features") if stream.outputs.features else None,
                 kafka.topic("dead-letters"), kafka.topic("codecs"),
-            ), takes_nameless=first_of_topic[stream.topic] == name, rules=stream.blocks)
+            ), takes_nameless=first_of_topic[stream.topic] == name, rules=stream.blocks,
+                max_devices=config.worker.max_devices, max_replay=config.worker.max_replay)
             for name, stream in config.streams.items()
         ]
         self.app = _faust_app(config)
@@ -328,6 +329,7 @@ class Worker:
                 if blocks:
                     metrics.block_largest_error.labels(name, kind).set(max(one.largest for one in blocks))
                 blocks.clear()
+            metrics.evicted_devices.labels(name).inc(counts["evicted"])
             for state in ("opened", "updated", "closed"):
                 metrics.episodes.labels(name, state).inc(counts[state])
             metrics.unknown_fields.labels(name).inc(counts["unknown_fields"])
@@ -354,7 +356,7 @@ class Worker:
         metrics = self.metrics
         metrics.partitions.set(len(held))
         for line in self.lines:
-            metrics.devices.labels(line.name).set(len(line.stream.rows.names))
+            metrics.devices.labels(line.name).set(line.stream.rows.devices)
             metrics.open_episodes.labels(line.name).set(len(line.stream.verdicts.open_episodes()))
             metrics.model.labels(line.name).info({"digest": self.shelf.wanted(line.name).digest})
             for one in held:

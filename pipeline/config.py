@@ -250,7 +250,8 @@ class Worker(_Part, frozen=True):
     metrics_host      : address of /metrics, /live and /ready.
     metrics_port      : its port; 0 takes a free one and logs it.
     commit_interval_s : time between two commits.
-    max_replay        : records that the mark may trail behind the commit.
+    max_replay        : records that the mark may trail behind the commit; older state is in `narrows.state`.
+    max_devices       : devices of one partition and stream; one more evicts the one whose last record is the oldest.
     fetch_min_bytes   : the broker waits for this much ...
     fetch_max_wait_ms : ... but no longer than this: small is quick, large is cheap.
     provider          : where ONNX Runtime computes: `cpu` or `cuda`.
@@ -265,6 +266,7 @@ class Worker(_Part, frozen=True):
     metrics_port: Port = 9464
     commit_interval_s: Seconds = 1.0
     max_replay: Count = 2_000_000
+    max_devices: Count = 25_000
     fetch_min_bytes: Count = 1 << 20
     fetch_max_wait_ms: Count = 20
     provider: Literal["cpu", "cuda"] = "cpu"

@@ -18,7 +18,7 @@ from pipeline.core.contract import Contract
 from pipeline.core.ids import INDEX_BITS, LANES, Kind, Lane, output_id
 from pipeline.core.join import Joiner
 from pipeline.core.records import Names, Records, take_names
-from pipeline.core.rows import Clock, Columns, Float
+from pipeline.core.rows import MAX_DEVICES, Clock, Columns, Float
 from pipeline.engine.state_topic import Name, State
 from pipeline.formats import Format, LongReadings, Reason, Rejects, make_decoder
 from pipeline.scoring.blocks import BlockCoder, Class, Coded
@@ -40,6 +40,7 @@ from pipeline.sinks import (
     whole_records,
 )
 
+MAX_REPLAY = 2_000_000   # records, unless told otherwise
 MOST_TOLD = 100_000  # devices with wrong keys that are counted
 
 
@@ -73,9 +74,22 @@ class OutputTopics(NamedTuple):
     codecs: str
 
 
+class _Aside(NamedTuple):
+    """An entry of a device: as of which offset, and what it has."""
+
+    offset: int
+    has_rows: bool
+    has_opens: bool
+
+    @classmethod
+    def of(cls, state: State) -> "_Aside":
+        return cls(state["offset"], state["rows"] is not None, state["opens"] is not None)
+
+
 class Line:
     """One stream: decoding, state and encoding.
 
+    max_devices : of one partition; see `core.rows`.  max_replay : records that a mark may trail.
     takes_nameless : reports unreadable records that name no device; one stream of a topic does.
     rules : how blocks are kept.
     counts, classes : what happened since metrics last looked, by name; blocks by class (normal, episode).
@@ -85,6 +99,7 @@ class Line:
     def __init__(
         self, name: str, topic: str, contract: Contract, spec: Format, match: Match, outputs: OutputTopics,
         capacity: int = 64, room: int = 256, takes_nameless: bool = True, rules: BlockRules = BlockRules(),
+        max_devices: int = MAX_DEVICES, max_replay: int = MAX_REPLAY,
     ) -> None:
         self.name, self.topic, self.contract = name, topic, contract
         self._outputs = outputs
@@ -95,13 +110,17 @@ class Line:
         self._bits = INDEX_BITS if spec.encoding == "arrow" else 0   # of a row's name, for its place in its record
         self._rules = rules
         self.stream = Stream(
-            contract, capacity, room, keep_latents=outputs.blocks is not None and rules.wants_latents
+            contract, capacity, room, keep_latents=outputs.blocks is not None and rules.wants_latents,
+            max_devices=max_devices,
         )
-        self._joiner = Joiner(contract) if spec.layout == "long" or contract.resample else None
+        self._joiner = Joiner(contract, max_devices) if spec.layout == "long" or contract.resample else None
         self._coders: dict[str, BlockCoder] = {}
         self._preface: list[Record] = []
         self._models: dict[int, Model] = {}
         self._resting: dict[int, set[Name]] = {}
+        self._max_replay = max_replay
+        self._aside: dict[int, dict[str, _Aside]] = {}          # as the last acknowledged commit has them
+        self._proposed: dict[int, dict[str, State | None]] = {}     # what `changed` told of them since
         self._told: dict[int, dict[tuple[str, int, int], int]] = {}   # what is provisional, and how long it was
         self._names = [contract.names[place] for place in contract.sensors]
         self.counts: Counter[str] = Counter()
@@ -115,20 +134,25 @@ class Line:
     def assign(
         self, partition: int, model: Model, emit_from: int, mark_time: int, states: Mapping[Name, State]
     ) -> None:
-        """Begin a partition. states : verdict states as of `emit_from`."""
-        own = {(name.device, name.late): state for name, state in states.items()}
-        self.stream.assign(partition, model, emit_from, mark_time, own)
+        """Begin a partition. states : as of `emit_from`."""
+        verdicts = {(name.device, name.late): state for name, state in states.items() if name.kind == "verdict"}
+        aside = {name.device: state for name, state in states.items() if name.kind == "aside"}
+        with_rows = {device: state for device, state in aside.items() if state["rows"] is not None}
+        self.stream.assign(partition, model, emit_from, mark_time, verdicts, with_rows)
         self._use(partition, model)
         self._resting.pop(partition, None)
         self._told.pop(partition, None)
+        self._aside[partition] = {device: _Aside.of(state) for device, state in aside.items()}
         if self._joiner is not None:
-            self._joiner.revoke(partition)
+            self._joiner.restore(partition, mark_time, {
+                device: (state["opens"], state["offset"], state["stream_time"]) for device, state in aside.items()
+                if state["opens"] is not None
+            })
 
     def revoke(self, partition: int) -> None:
         self.stream.revoke(partition)
-        self._models.pop(partition, None)
-        self._resting.pop(partition, None)
-        self._told.pop(partition, None)
+        for states in (self._models, self._resting, self._told, self._aside, self._proposed):
+            states.pop(partition, None)
         if self._joiner is not None:
             self._joiner.revoke(partition)
 
@@ -154,24 +178,75 @@ class Line:
         return "" if self._outputs.blocks is None else BlockCoder(self.contract, model, self._rules).refused
 
     def mark(self, partition: int, next_offset: int) -> tuple[int, int]:
-        """(mark, stream time as of it)."""
-        mark = self.stream.mark(partition, next_offset)
-        opened = None if self._joiner is None else self._joiner.mark(partition, next_offset)
+        """(mark, stream time as of it), at most `max_replay` records behind once `changed` is safe."""
+        floor = self._floor(partition)
+        mark = self.stream.mark(partition, next_offset, floor)
+        opened = None if self._joiner is None else self._joiner.mark(partition, next_offset, floor)
         return mark if opened is None else min(mark, opened)
 
+    def _floor(self, partition: int) -> int:
+        """Devices whose rows lie before this offset are put aside; -1 in a replay: the state is not whole."""
+        rows = self.stream.rows
+        return -1 if rows.is_replaying(partition) else rows.position(partition) - self._max_replay
+
     def changed(self, partition: int) -> dict[Name, State | None]:
-        """Verdict states that changed since `settled`; None at rest."""
+        """Entries that changed since `settled`, as of the last record taken; None at rest."""
         rows = self.stream.rows
         resting: dict[Name, State | None] = dict.fromkeys(self._resting.get(partition, ()))
         return resting | {
             Name(self.name, rows.names[slot], rows.is_late(slot)): self.stream.state(slot)
             for slot in self.stream.changed() if rows.partition[slot] == partition
+        } | {
+            Name(self.name, device, kind="aside"): state for device, state in self._put_aside(partition).items()
         }
+
+    def _put_aside(self, partition: int) -> dict[str, State | None]:
+        """Devices to put aside, or anew where a part of them came to its end since; None where no longer needed.
+
+        None is put aside before it must: one that entered behind a mark would be counted too early in its replay.
+        """
+        rows, joiner = self.stream.rows, self._joiner
+        tried = self._proposed.get(partition, {})       # of commits whose answer never came
+        told: dict[str, State | None] = {}
+        self._proposed[partition] = told
+        floor = self._floor(partition)
+        if floor < 0:
+            return {}
+        due = dict.fromkeys(rows.behind(partition, floor) + (joiner.behind(partition, floor) if joiner else []))
+        leaning = set(rows.leaning(partition) + (joiner.leaning(partition) if joiner else []))
+        rest: dict[str, State | None] = dict.fromkeys(tried)
+        for device, known in self._aside[partition].items():
+            opens_at = -1 if joiner is None else joiner.aside_at(partition, device)
+            if device not in leaning:
+                rest[device] = None
+            elif device in tried or known != _Aside(
+                known.offset, rows.aside_at(partition, device) == known.offset, opens_at == known.offset
+            ):
+                due[device] = None
+        states: dict[str, State] = {}
+        for device in due:
+            states[device] = {
+                "offset": rows.position(partition), "stream_time": rows.stream_time[partition],
+                "rows": rows.state(partition, device),
+                "opens": None if joiner is None else joiner.state(partition, device),
+            }
+        told.update(rest | states)
+        return told
 
     def settled(self) -> None:
         """What `changed` told is safe."""
         self.stream.settled()
         self._resting.clear()
+        for partition, told in self._proposed.items():
+            for device, state in told.items():
+                offset, time = (-1, -1) if state is None else (state["offset"], state["stream_time"])
+                self.stream.rows.put_aside(partition, device, offset, time)
+                if self._joiner is not None:
+                    self._joiner.put_aside(partition, device, offset, time)
+                self._aside[partition].pop(device, None)
+                if state is not None:
+                    self._aside[partition][device] = _Aside.of(state)
+        self._proposed.clear()
 
     def _settle(self) -> None:
         """Free the slots of silent devices; that their verdicts came to rest is kept until a commit has told it."""
@@ -294,6 +369,7 @@ class Line:
                 outputs += self._scores(scored, np.flatnonzero(is_scored))
         self.counts["late"] += result.late
         self.counts["duplicates"] += result.duplicates
+        self.counts["evicted"] += result.evicted
         for alarm in result.alarms:
             self.counts[alarm.event.kind] += 1
             if self._outputs.anomalies is not None:
@@ -389,8 +465,9 @@ class Line:
             version=1, id=self._id(partition, "block", lane, block.offset), stream=self.name,
             device=device, lane=lane, span=(int(block.ts_ms[0]) + phase) // self.contract.span_ms,
             first_ts=int(block.ts_ms[0]), last_ts=int(block.ts_ms[-1]), rows=len(block.ts_ms),
-            digest=block.digest, trigger=block.trigger, final=final, contract=self.contract.hash[:12],
-            fine=coded.fine, fine_rows=coded.episode.rows, latent=coded.latent, errors=thousandths,
+            digest=block.digest, trigger=block.trigger, final=final, evicted=block.evicted,
+            contract=self.contract.hash[:12], fine=coded.fine, fine_rows=coded.episode.rows, latent=coded.latent,
+            errors=thousandths,
         ), coded.frame, put_summary(summarise(block.values)) if self._rules.summaries else None)
 
     def _feature(self, block: Block, final: bool = True) -> Record:

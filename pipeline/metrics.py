@@ -61,7 +61,7 @@ class Metrics:
         self.block_largest_error = gauge(
             "block_largest_error", "Largest error of the newest blocks, as a share of the bound.", "stream", "kind"
         )
-        self.evictions = counter("evictions", "Spans closed early for want of memory.", "stream")
+        self.evicted_devices = counter("evicted_devices", "Devices forgotten to make room for others.", "stream")
         self.commits = counter("commits", "Acknowledged commits.")
         self.rebalances = counter("rebalances", "Assignments of partitions.")
         self.swaps = counter("swaps", "Model changes.", "stream")

@@ -47,8 +47,8 @@ PANELS: list[tuple[str, str, list[tuple[str, str]]]] = [
     ]),
     ("Partitions of each worker", "short", [("narrows_partitions", "{{instance}}")]),
     ("Workers by model", "short", [("count by (stream, digest) (narrows_model_info)", "{{stream}} {{digest}}")]),
-    ("Spans closed early, bundles refused", "short", [
-        ("sum(increase(narrows_evictions_total[$__rate_interval]))", "spans"),
+    ("Devices evicted, bundles refused", "short", [
+        ("sum(increase(narrows_evicted_devices_total[$__rate_interval]))", "devices"),
         ("sum(increase(narrows_refused_bundles_total[$__rate_interval]))", "bundles"),
     ]),
 ]

@@ -150,7 +150,7 @@ def _write_latent(
             if len(places) else iter(())
         made = [
             Block(
-                0, 0, 0, False, ts_ms, values, bundle.digest, None, -1, np.zeros(len(values), bool),
+                0, 0, 0, False, False, ts_ms, values, bundle.digest, None, -1, np.zeros(len(values), bool),
                 np.stack([next(latents) for _ in end]) if is_known else None,
             )
             for (ts_ms, values), end, is_known in zip(blocks, ends, known, strict=True)

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 OK, OUT_OF_RANGE, DROPOUT, STUCK = 0, 1, 2, 3
-Kind = Literal["machine", "out of range", "dropout", "stuck", "silence", "fleet"]
+Kind = Literal["machine", "out of range", "dropout", "stuck", "silence", "eviction", "fleet"]
 KINDS: dict[int, Kind] = {OUT_OF_RANGE: "out of range", DROPOUT: "dropout", STUCK: "stuck"}
 
 FIRING_RATIO = 2.0    # a guard that fires counts as a score of this many thresholds towards the verdict

@@ -1,21 +1,23 @@
 """Readings joined to rows: long readings (one channel a record), and wide ones that are put onto slots.
 
 A row is what a device said in one slot, floor(ts / step). It is complete when every scored channel has come, or when
-the device's next slot begins, or when the device falls silent. The first value of a slot and channel wins. A reading
-of an older slot than the device's newest goes to a second lane, so that it does not tear the newest row apart.
+the device's next slot begins, or when the device falls silent or must make room. The first value of a slot and channel
+wins. A reading of an older slot than the device's newest goes to a second lane, so that it does not tear the newest row
+apart.
 
 Invariant (tests/laws/test_join_laws.py): rows depend on the log alone; a replay from `mark` makes the same ones.
 One Python step a reading: long readings cost about eight times a wide row of eight channels (docs/performance.md).
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from typing import Any
 
 import numpy as np
 
 from pipeline.core.contract import Contract
-from pipeline.core.rows import Clock, Float, Int
+from pipeline.core.rows import MAX_DEVICES, Clock, Float, Int
 
 
 @dataclass(slots=True)
@@ -47,9 +49,20 @@ class _Open:
 
 @dataclass(slots=True)
 class _Device:
-    life: int
+    life: int                   # stream time at its last reading ...
+    seen: int                   # ... and that reading's offset
     main: _Open | None = None
     late: _Open | None = None
+    aside: int = -1             # put aside as of this offset, -1: it is not ...
+    aside_time: int = -1        # ... and the stream time as of there
+
+    @property
+    def opens(self) -> list[_Open]:
+        return [one for one in (self.main, self.late) if one is not None]
+
+    def need(self) -> tuple[int, int]:
+        """(offset, stream time as of it) from which a replay makes its open rows."""
+        return min((one.pin, one.pin_time) for one in self.opens)
 
 
 @dataclass(slots=True)
@@ -63,9 +76,13 @@ class _Rows:
 
 
 class Joiner:
-    """Open rows of all devices of one stream. ignored : readings whose slot and channel had a value already."""
+    """Open rows of all devices of one stream. ignored : readings whose slot and channel had a value already.
 
-    def __init__(self, contract: Contract) -> None:
+    max_devices : of one partition; one more finishes the open rows of the one whose last reading is the oldest.
+    """
+
+    def __init__(self, contract: Contract, max_devices: int = MAX_DEVICES) -> None:
+        self._max_devices = max_devices
         self._step = contract.step_ms
         self._silence = contract.silence_ms
         self._channels = len(contract.channels)
@@ -77,13 +94,57 @@ class Joiner:
         """Forget a partition."""
         self._devices.pop(partition, None)
 
-    def mark(self, partition: int, next_offset: int) -> tuple[int, int] | None:
-        """(offset, stream time as of it) from which a replay rebuilds the open rows; None where none is open."""
-        opens = [
-            one for device in self._devices.get(partition, {}).values() for one in (device.main, device.late) if one
-        ]
-        pins = [(one.pin, one.pin_time) for one in opens if one.pin < next_offset]
-        return min(pins) if pins else None
+    def _of(self, partition: int) -> OrderedDict[str, _Device]:
+        return self._devices.get(partition) or OrderedDict()
+
+    def mark(self, partition: int, next_offset: int, floor: int = -1) -> tuple[int, int] | None:
+        """(offset, stream time as of it) from which a replay rebuilds the open rows; None where none is open.
+
+        floor : devices `behind` it are being put aside.
+        """
+        devices = self._of(partition).values()
+        pins = [max(device.need(), (device.aside, device.aside_time)) for device in devices if device.opens]
+        return min((pin for pin in pins if floor <= pin[0] < next_offset), default=None)
+
+    def behind(self, partition: int, floor: int) -> list[str]:
+        """Devices whose open rows a replay from `floor` would not make."""
+        devices = self._of(partition).items()
+        return [name for name, one in devices if one.opens and max(one.need()[0], one.aside) < floor]
+
+    def leaning(self, partition: int) -> list[str]:
+        """Devices that need what was put aside of them."""
+        return [name for name, one in self._of(partition).items() if one.opens and one.need()[0] < one.aside]
+
+    def aside_at(self, partition: int, device: str) -> int:
+        """As of which offset a device is put aside, -1 where it is not."""
+        known = self._of(partition).get(device)
+        return -1 if known is None else known.aside
+
+    def put_aside(self, partition: int, device: str, offset: int, stream_time: int) -> None:
+        """What `state` told of a device is safe; offset -1 takes that back."""
+        known = self._of(partition).get(device)
+        if known is not None:
+            known.aside, known.aside_time = offset, stream_time
+
+    def state(self, partition: int, device: str) -> dict[str, Any] | None:
+        """Open rows of a device, as JSON types, for `restore`; None where it has none."""
+        known = self._of(partition).get(device)
+        if known is None:
+            return None
+        lanes = [None if one is None else _open_state(one) for one in (known.main, known.late)]
+        return {"life": known.life, "seen": known.seen, "lanes": lanes}
+
+    def restore(self, partition: int, mark_time: int, states: Mapping[str, tuple[dict[str, Any], int, int]]) -> None:
+        """Begin a partition with devices as (`state`, offset as of it, stream time as of it), by name.
+
+        What a device says in the replay up to that offset is only a sign of life. Its life before the mark is not
+        known, and no later than the mark: so it stands before all that the replay sees, and does not expire too early.
+        """
+        devices = self._devices[partition] = OrderedDict()
+        for name, (state, offset, stream_time) in sorted(states.items(), key=lambda item: item[1][0]["seen"]):
+            main, late = (None if lane is None else _opened(lane) for lane in state["lanes"])
+            life = min(state["life"], mark_time)
+            devices[name] = _Device(life, state["seen"], main, late, offset, stream_time)
 
     def push(
         self, device: Sequence[str], ts_ms: Int, channel: Int | None, values: Float, name: Int, offset: Int,
@@ -107,9 +168,13 @@ class Joiner:
                 self._expire(devices, now, clock, done)
             known = devices.get(owner)
             if known is None:
-                known = devices[owner] = _Device(now)
-            known.life = now
+                if len(devices) >= self._max_devices:
+                    self._forget(devices, at, now, done)
+                known = devices[owner] = _Device(now, at)
+            known.life, known.seen = now, at
             devices.move_to_end(owner)
+            if at < known.aside:
+                continue
             pairs = [(place, value)] if place >= 0 else list(enumerate(value))
             self._put(owner, known, ts // self._step, pairs, row, at, now, done)
         if len(clock.stream_time):
@@ -158,14 +223,18 @@ class Joiner:
     def _expire(self, devices: OrderedDict[str, _Device], now: int, clock: Clock, done: _Rows) -> None:
         """Finish what silent devices left open, and forget them."""
         while devices:
-            name, device = next(iter(devices.items()))
+            device = next(iter(devices.values()))
             if now - device.life <= self._silence:
                 return
             at = int(np.searchsorted(clock.stream_time, device.life + self._silence, "right"))
-            for row in (device.main, device.late):
-                if row is not None and not row.is_done:
-                    self._finish(name, row, int(clock.offset[at]), int(clock.stream_time[at]), done)
-            del devices[name]
+            self._forget(devices, int(clock.offset[at]), int(clock.stream_time[at]), done)
+
+    def _forget(self, devices: OrderedDict[str, _Device], trigger: int, now: int, done: _Rows) -> None:
+        """Finish what the device with the oldest sign of life left open."""
+        name, device = devices.popitem(last=False)
+        for row in device.opens:
+            if not row.is_done:
+                self._finish(name, row, trigger, now, done)
 
     def _columns(self, done: _Rows) -> Joined:
         def ints(values: list[int]) -> Int:
@@ -178,3 +247,14 @@ class Joiner:
             ints([row.pin for row in opens]), ints([row.pin_time for row in opens]),
             np.array([row.values for row in opens], np.float32).reshape(-1, self._channels),
         )
+
+
+def _open_state(row: _Open) -> list[Any]:
+    slot, offset, pin, pin_time, values, waiting, is_done = astuple(row)
+    return [slot, offset, pin, pin_time, [None if value != value else value for value in values], waiting, is_done]
+
+
+def _opened(state: list[Any]) -> _Open:
+    slot, offset, pin, pin_time, values, waiting, is_done = state
+    known = [np.nan if value is None else value for value in values]
+    return _Open(slot, offset, pin, pin_time, known, waiting, is_done)

@@ -1,7 +1,16 @@
-"""Rows of devices: order, lanes, silence, cold starts, spans and the mark, vectorised over devices.
+"""Rows of devices: order, lanes, silence, evictions, cold starts, spans and the mark, vectorised over devices.
 
-The invariant (laws/test_rows.py): what comes out depends on the log alone. Cutting it into other batches, mixing
-devices otherwise, or starting again at the mark changes no row's lane, run, span or window.
+The invariant (tests/laws/test_stream_laws.py): what comes out depends on the log alone. Cutting it into other batches,
+mixing devices otherwise, or starting again at the mark changes no row's lane, run, span or window.
+
+A partition keeps at most `max_devices`. Where a row of one more comes, the device whose last sign of life is the oldest
+is forgotten, as if it had fallen silent at that record. A replay from the mark evicts the same: a device that it does
+not see was last seen before the mark, so at every place it knows those that were seen last, and so the same oldest one
+wherever there are too many.
+
+A device whose rows lie too far back to be read again is *put aside*: `state` tells all of it as of one offset,
+`restore` takes it up, and what comes before that offset is passed over in the replay. It had come before the mark and
+was there all the time, so the others meet the same crowd as before.
 
 A *slot* is one lane of one device. Its rows stand one behind the other in a slab, so that a window is a slice and a
 gather of many windows is one memcpy each. A slot keeps the last `keep` rows and has room for `room` new ones; when it
@@ -10,8 +19,11 @@ is full its kept rows move to the front.
 Times are int64 milliseconds in [0, 2**42), offsets int64.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import base64
+import heapq
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,6 +38,12 @@ Bool = NDArray[np.bool_]
 Float = NDArray[np.float32]
 
 TIME_LIMIT_MS = 1 << 42  # year 2109: a time and an epoch fit one int64 key
+MAX_DEVICES = 25_000     # of one partition, unless told otherwise
+
+# What a device put aside is made of, beside its rows' values.
+_DEVICE_STATE = ("last_life", "last_seen", "last_row")
+_LANE_STATE = ("newest", "run", "span", "span_rows", "span_pin", "span_pin_time")
+_ROW_TIMES = ("ts_ms", "offset", "pin", "pin_time")
 
 
 @dataclass(slots=True)
@@ -95,6 +113,7 @@ class Pushed:
     silenced : trigger of a silence of its device between the row before and this one, else -1.
     closed   : blocks that these rows, or silence, completed; those delivered before are left out.
     ended    : (slot, trigger) of lanes that fell silent and have no row since; delivered ones left out.
+    evicted  : main slot -> trigger, of devices that were forgotten to make room; for them silence above means that.
     duplicates : rows dropped because the device had sent them before, with equal values.
     """
 
@@ -111,6 +130,7 @@ class Pushed:
     ended: list[tuple[int, int]]
     late: bool
     duplicates: int
+    evicted: dict[int, int] = field(default_factory=dict)
 
 
 def group_starts(key: Int) -> Bool:
@@ -140,6 +160,7 @@ class Rows:
 
     scaled_width, residual_width, latent_width : floats a row that the scorer keeps beside it.
     capacity : slots to begin with.  room : new rows a slot takes between two moves of its kept rows.
+    max_devices : of one partition, at least 1. Part of what outputs depend on, like the contract.
     """
 
     partition: Int
@@ -154,6 +175,10 @@ class Rows:
     span_pin: Int
     span_pin_time: Int
     last_life: Int
+    last_seen: Int
+    last_row: Int
+    aside: Int
+    aside_time: Int
     device_epoch: Int
     epoch: Int
     live: Bool
@@ -170,9 +195,10 @@ class Rows:
 
     def __init__(
         self, contract: Contract, scaled_width: int = 0, residual_width: int = 0, capacity: int = 64, room: int = 256,
-        latent_width: int = 0,
+        latent_width: int = 0, max_devices: int = MAX_DEVICES,
     ) -> None:
         self.contract = contract
+        self.max_devices = max_devices
         self.keep = max(contract.memory, contract.max_rows + contract.window)
         self.room = room
         self.stride = self.keep + room
@@ -190,7 +216,11 @@ class Rows:
             "span_pin": (np.int64, 0),
             "span_pin_time": (np.int64, 0),
             "last_life": (np.int64, -1),     # of a main slot: stream time at the device's last record
-            "device_epoch": (np.int64, 0),   # of a main slot: how often the device fell silent
+            "last_seen": (np.int64, -1),     # of a main slot: trigger of the device's last row, whatever its lane ...
+            "last_row": (np.int64, -1),      # ... and that row's offset: who is the oldest
+            "aside": (np.int64, -1),         # of a main slot: offset as of which the device is put aside, else -1 ...
+            "aside_time": (np.int64, -1),    # ... and the stream time as of there
+            "device_epoch": (np.int64, 0),   # of a main slot: how often the device fell silent or was evicted
             "epoch": (np.int64, 0),          # the device's epoch when this lane got its last row
             "live": (np.bool_, False),
             "latent_age": (np.int64, -1),    # rows since the last one that the model saw whole; -1: none
@@ -214,6 +244,7 @@ class Rows:
         self.strays: list[tuple[str, int, int]] = []  # devices that are new here and known in another partition
         self.stream_time: dict[int, int] = {}
         self.emit_from: dict[int, int] = {}
+        self._position: dict[int, int] = {}     # the next offset; below `emit_from` in a replay
         self._index: dict[int, dict[str, int]] = {}
         self._free: list[int] = []
         self._silent: list[int] = []
@@ -231,6 +262,15 @@ class Rows:
         self._index[partition] = {}
         self.stream_time[partition] = stream_time
         self.emit_from[partition] = emit_from
+        self._position[partition] = -1
+
+    def is_replaying(self, partition: int) -> bool:
+        """Whether the state is not yet what it was when the commit was made that the partition began with."""
+        return self._position[partition] < self.emit_from[partition]
+
+    def position(self, partition: int) -> int:
+        """Offset behind the last record that was pushed."""
+        return self._position[partition]
 
     def revoke(self, partition: int) -> list[int]:
         """Forget a partition; returns the slots that it had."""
@@ -239,7 +279,7 @@ class Rows:
             self._release(slot)
         gone = set(slots)   # else `settle` would free these numbers again, from whoever has them by then
         self._silent = [main for main in self._silent if main not in gone]
-        for state in (self._index, self.stream_time, self.emit_from, self._oldest_life):
+        for state in (self._index, self.stream_time, self.emit_from, self._position, self._oldest_life):
             state.pop(partition, None)
         return slots
 
@@ -251,16 +291,12 @@ class Rows:
         index = self._index[partition]
         found = list(map(index.get, devices))
         if None in found:
-            for i, known in enumerate(found):
-                if known is None:
-                    slot = index.get(devices[i])
-                    if slot is None:
-                        self.strays += [
-                            (devices[i], other, partition)
-                            for other, known_there in self._index.items() if devices[i] in known_there
-                        ]
-                        slot = index[devices[i]] = self._claim(partition, devices[i])
-                    found[i] = slot
+            names = list(dict.fromkeys(name for name, slot in zip(devices, found, strict=True) if slot is None))
+            self.strays += [
+                (name, other, partition) for other, there in self._index.items() for name in names if name in there
+            ]
+            index.update(zip(names, self._claim(partition, names).tolist(), strict=True))
+            found = list(map(index.get, devices))
         return np.array(found, np.int64)
 
     def slot_of(self, partition: int, device: str, late: bool) -> int:
@@ -272,38 +308,45 @@ class Rows:
         return bool(self.main[slot] != slot)
 
     def settle(self) -> list[int]:
-        """Give the slots of devices that fell silent free. Called between batches; returns the freed slots."""
-        freed = []
+        """Give the slots of devices that fell silent or were evicted free. Called between batches; the freed slots."""
+        waiting, freed = [], []
         for main in self._silent:
-            if not self.live[main] and self.partition[main] >= 0:
-                self._index[int(self.partition[main])].pop(self.names[main], None)
-                late = int(self.late_slot[main])
-                for slot in (main, late) if late >= 0 else (main,):
-                    self._release(slot)
-                    freed.append(slot)
-        self._silent.clear()
+            partition = int(self.partition[main])
+            if partition < 0 or self.live[main]:
+                continue
+            if self.is_replaying(partition):    # it may come back before the replay is over, and needs its verdict then
+                waiting.append(main)
+                continue
+            self._index[partition].pop(self.names[main], None)
+            late = int(self.late_slot[main])
+            for slot in (main, late) if late >= 0 else (main,):
+                self._release(slot)
+                freed.append(slot)
+        self._silent = waiting
         return freed
 
-    def _claim(self, partition: int, device: str) -> int:
-        if not self._free and len(self.names) == self.capacity:
+    def _claim(self, partition: int, devices: Sequence[str]) -> Int:
+        """A slot for each. (n,)"""
+        reused = min(len(self._free), len(devices))
+        slots = [self._free.pop() for _ in range(reused)]
+        slots += range(len(self.names), len(self.names) + len(devices) - reused)
+        self.names += devices[reused:]
+        while len(self.names) > self.capacity:
             self._grow(2 * self.capacity)
-        if self._free:
-            slot = self._free.pop()
+        for slot, device in zip(slots[:reused], devices, strict=False):
             self.names[slot] = device
-        else:
-            slot = len(self.names)
-            self.names.append(device)
+        made = np.array(slots, np.int64)
         for name, (_, fill) in self._slot_fields.items():
-            getattr(self, name)[slot] = fill
-        self.partition[slot] = partition
-        self.main[slot] = slot
-        self.phase[slot] = device_phase(device, self.contract.span_ms)
-        return slot
+            getattr(self, name)[made] = fill
+        self.partition[made] = partition
+        self.main[made] = made
+        self.phase[made] = [device_phase(device, self.contract.span_ms) for device in devices]
+        return made
 
     def _late_lane(self, main: int) -> int:
         slot = int(self.late_slot[main])
         if slot < 0:
-            slot = self._claim(int(self.partition[main]), self.names[main])
+            slot = int(self._claim(int(self.partition[main]), [self.names[main]])[0])
             self.main[slot] = main
             self.late_slot[main] = slot
         return slot
@@ -328,9 +371,12 @@ class Rows:
     # ---------------------------------------------------------------- push
 
     def parts(self, rows: Columns, clocks: Sequence[Clock]) -> list[tuple[Columns, Sequence[Clock]]]:
-        """Cut a batch where one device has more rows than a slot has room for. Push and score one after the other."""
+        """Cut a batch where one device has more rows than a slot has room for, or where a device could be evicted by
+        rows that came after its own. Push and score one after the other."""
         n = len(rows.device)
-        if n == 0 or int(np.bincount(rows.device).max()) <= self.room:
+        is_crowded = any(len(devices) > self.max_devices for devices in self._index.values())
+        most = self.max_devices if is_crowded else n
+        if n <= most and (n == 0 or int(np.bincount(rows.device).max()) <= self.room):
             return [(rows, clocks)]
         half = n // 2
         partition = self.partition[rows.device]
@@ -360,32 +406,83 @@ class Rows:
         """
         for clock in clocks:
             self.stream_time[clock.partition] = int(clock.stream_time[-1])
+            self._position[clock.partition] = int(clock.offset[-1]) + 1
         pushed = []
+        if len(rows.device):
+            fresh = rows.trigger >= self.aside[rows.device]
+            if not fresh.all():                  # in a replay: known already from what was put aside
+                rows = rows.take(np.flatnonzero(fresh))
+        evicted: dict[int, int] = {}
         silences: dict[tuple[int, int], int] = {}
         if len(rows.device):
+            for clock in clocks:
+                if len(self._index[clock.partition]) > self.max_devices:
+                    self._evict(rows, clock.partition, evicted)
             rows = rows.take(np.argsort(rows.device, kind="stable"))
             first = group_starts(rows.device)
             starts = np.flatnonzero(first)
-            forgotten, epoch = self._silence(rows, first, starts, clocks, silences)
+            forgotten, epoch = self._silence(rows, starts, clocks, silences, evicted)
             is_main = self._lanes(rows, first, starts, forgotten)
             if is_main.all():
                 pushed.append(self._append(rows, rows.device, epoch, rows.pin, rows.pin_time, silences, 0))
             else:
                 pushed += self._split_lanes(rows, epoch, is_main, silences)
-        closed, ended = self._sweep(clocks, silences)
+        closed, ended = self._sweep(clocks, silences, evicted)
         if not pushed:
-            pushed.append(self._nothing())
+            pushed.append(self.nothing())
         pushed[-1].closed = _join(pushed[-1].closed, closed)
         pushed[-1].ended = ended
+        for one in pushed:
+            one.evicted = evicted
         return pushed
 
+    def _evict(self, rows: Columns, partition: int, evicted: dict[int, int]) -> None:
+        """Make room for the devices that enter with these rows, in log order: fills `evicted`, device -> trigger.
+
+        The oldest goes, by the trigger of its last row, then by that row. A part has at most `max_devices` rows, so
+        whoever has one of them is not the oldest again within it. Silence comes before eviction: a silent device that
+        is still counted here gives its place first.
+        """
+        own = np.flatnonzero(self.partition[rows.device] == partition)
+        devices, first = np.unique(rows.device[own], return_index=True)
+        is_live = self.live[devices]
+        n = len(self.names)
+        live = np.flatnonzero(self.live[:n] & (self.partition[:n] == partition) & (self.main[:n] == np.arange(n)))
+        room = self.max_devices - len(live)
+        if len(devices) - int(is_live.sum()) <= room:
+            return
+        most = min(2 * len(devices), len(live))     # each one that enters takes one, each that is seen is passed over
+        seen = self.last_seen[live]
+        oldest = live[seen <= np.partition(seen, most - 1)[most - 1]]
+        oldest = oldest[np.lexsort((self.last_row[oldest], self.last_seen[oldest]))]
+        line = zip(oldest.tolist(), self.last_life[oldest].tolist(), strict=True)
+        seen_at = dict(zip(devices[is_live].tolist(), first[is_live].tolist(), strict=True))
+        trigger, now = rows.trigger[own].tolist(), rows.stream_time[own].tolist()
+        entering = np.sort(first[~is_live]).tolist()
+        while entering:
+            at = heapq.heappop(entering)
+            if room:
+                room -= 1
+                continue
+            for device, life in line:
+                back = seen_at.get(device, len(own))
+                if back < at:
+                    continue
+                if now[at] - life <= self.contract.silence_ms:
+                    evicted[device] = trigger[at]
+                if back < len(own):
+                    heapq.heappush(entering, back)
+                break
+
     def _silence(
-        self, rows: Columns, first: Bool, starts: Int, clocks: Sequence[Clock], silences: dict[tuple[int, int], int]
+        self, rows: Columns, starts: Int, clocks: Sequence[Clock], silences: dict[tuple[int, int], int],
+        evicted: dict[int, int],
     ) -> tuple[Bool, Int]:
         """Which rows find their device forgotten, and the device's epoch at each row.
 
         Silence is stream time now minus stream time at the device's last record: two readings of one clock. Any
-        record of a device, a late one too, is a sign of life. Fills `silences`: (device, epoch) -> trigger.
+        record of a device, a late one too, is a sign of life. Fills `silences`: (device, epoch) -> trigger; who was
+        evicted and came back is among them.
         """
         devices, life = rows.device[starts], rows.stream_time
         previous = np.empty(len(life), np.int64)
@@ -394,24 +491,37 @@ class Rows:
         known = np.ones(len(life), bool)
         known[starts] = self.live[devices]
         silent = known & (life - previous > self.contract.silence_ms)
+        if evicted:
+            silent[starts] |= np.isin(devices, list(evicted))
         epoch = self.device_epoch[rows.device]
         if silent.any():
             passed = np.cumsum(silent)
             epoch += passed - np.repeat(passed[starts] - silent[starts], np.diff(np.append(starts, len(life))))
-            for i in np.flatnonzero(silent).tolist():
-                device = int(rows.device[i])
-                silences[device, int(epoch[i]) - 1] = self._silence_trigger(clocks, device, int(previous[i]))
+            found = np.flatnonzero(silent)
+            self.aside[rows.device[found]] = -1
+            triggers = self._silence_triggers(clocks, rows.device[found], previous[found])
+            triggers = np.where(triggers < 0, rows.trigger[found], triggers)    # cut off from a record of several rows
+            is_first = np.isin(found, starts).tolist()
+            for device, before, trigger, is_start in zip(
+                rows.device[found].tolist(), (epoch[found] - 1).tolist(), triggers.tolist(), is_first, strict=True
+            ):
+                silences[device, before] = evicted.get(device, trigger) if is_start else trigger
         lasts = np.append(starts[1:], len(life)) - 1
         self.last_life[devices] = life[lasts]
+        self.last_seen[devices] = rows.trigger[lasts]
+        self.last_row[devices] = rows.offset[lasts]
         self.device_epoch[devices] = epoch[lasts]
         return silent | ~known, epoch
 
-    def _silence_trigger(self, clocks: Sequence[Clock], device: int, life: int) -> int:
-        """Offset of the record whose timestamp made the device silent."""
-        partition = int(self.partition[device])
-        clock = next(clock for clock in clocks if clock.partition == partition)
-        at = int(np.searchsorted(clock.stream_time, life + self.contract.silence_ms, "right"))
-        return int(clock.offset[at])
+    def _silence_triggers(self, clocks: Sequence[Clock], devices: Int, life: Int) -> Int:
+        """Offsets of the records whose timestamps made devices silent, -1 where none of these did. (k,)"""
+        triggers = np.full(len(devices), -1, np.int64)
+        partition = self.partition[devices]
+        for clock in clocks:
+            mine = np.flatnonzero(partition == clock.partition)
+            at = np.searchsorted(clock.stream_time, life[mine] + self.contract.silence_ms, "right")
+            triggers[mine] = np.append(clock.offset, -1)[at]
+        return triggers
 
     def _lanes(self, rows: Columns, first: Bool, starts: Int, forgotten: Bool) -> Bool:
         """True for rows of the main lane: newer than every row of the device since it was last forgotten."""
@@ -483,7 +593,7 @@ class Rows:
         elif pushed:
             pushed[-1].duplicates = duplicates
         else:
-            pushed.append(self._nothing(duplicates))
+            pushed.append(self.nothing(duplicates))
         return pushed
 
     def _is_in(self, low: Int, high: Int, ts: Int, values: Float) -> Bool:
@@ -608,6 +718,11 @@ class Rows:
         rows = self.span_rows[slots]
         return np.where(rows > 0, (rows - 1) % self.contract.max_rows + 1, 0)
 
+    def live_slots(self, partition: int) -> Int:
+        """Live lanes of a partition."""
+        n = len(self.names)
+        return np.flatnonzero(self.live[:n] & (self.partition[:n] == partition))
+
     def open_block(self, slot: int) -> slice:
         """Where the rows of a lane's open block lie in the slab."""
         top = slot * self.stride + int(self.end[slot])
@@ -620,34 +735,36 @@ class Rows:
         return table[self.partition[slots]]
 
     def _sweep(
-        self, clocks: Sequence[Clock], silences: dict[tuple[int, int], int]
+        self, clocks: Sequence[Clock], silences: dict[tuple[int, int], int], evicted: dict[int, int]
     ) -> tuple[Closed, list[tuple[int, int]]]:
-        """Forget the devices that stream time has left behind, and close what they had open."""
+        """Forget the devices that stream time has left behind or that had to make room; close what they had open."""
         ended: list[tuple[int, int]] = []
         for (main, epoch), trigger in silences.items():       # silent, then back, but not in the late lane
             late = int(self.late_slot[main])
             if late >= 0 and self.live[late] and self.epoch[late] == epoch:
                 ended.append((late, trigger))
                 self.live[late] = False
+        epochs = self.device_epoch
+        gone = [(main, trigger) for main, trigger in evicted.items() if (main, int(epochs[main]) - 1) not in silences]
+        lost = {main for main, _ in gone}
         n = len(self.names)
         for clock in clocks:
             limit = self.stream_time[clock.partition] - self.contract.silence_ms
             if limit <= self._oldest_life.get(clock.partition, -1):
                 continue
-            gone = np.flatnonzero(
-                self.live[:n] & (self.partition[:n] == clock.partition)
-                & (self.main[:n] == np.arange(n)) & (self.last_life[:n] < limit)
-            )
-            for main in gone.tolist():
-                trigger = self._silence_trigger(clocks, main, int(self.last_life[main]))
-                late = int(self.late_slot[main])
-                ended += [(slot, trigger) for slot in (main, late) if slot >= 0 and self.live[slot]]
-                self.device_epoch[main] += 1
-                if trigger >= self.emit_from[clock.partition]:
-                    self._silent.append(main)
-            here = self.live[:n] & (self.partition[:n] == clock.partition) & (self.last_life[:n] >= limit)
+            here = self.live[:n] & (self.partition[:n] == clock.partition)
+            silent = np.flatnonzero(here & (self.main[:n] == np.arange(n)) & (self.last_life[:n] < limit))
+            triggers = self._silence_triggers(clocks, silent, self.last_life[silent])
+            gone += [pair for pair in zip(silent.tolist(), triggers.tolist(), strict=True) if pair[0] not in lost]
             latest = self.stream_time[clock.partition]
+            here &= self.last_life[:n] >= limit
             self._oldest_life[clock.partition] = int(self.last_life[:n][here].min(initial=latest))
+        for main, trigger in gone:
+            late = int(self.late_slot[main])
+            ended += [(slot, trigger) for slot in (main, late) if slot >= 0 and self.live[slot]]
+            self.device_epoch[main] += 1
+            self.aside[main] = -1
+            self._silent.append(main)
         slots = np.array([slot for slot, _ in ended], np.int64)
         triggers = np.array([trigger for _, trigger in ended], np.int64)
         stop = slots * self.stride + self.end[slots]
@@ -669,7 +786,7 @@ class Rows:
         triggers = np.full(len(slots), trigger, np.int64)
         return Closed(slots, triggers, stop - self._open_rows(slots), stop, np.ones(len(slots), bool))
 
-    def _nothing(self, duplicates: int = 0) -> Pushed:
+    def nothing(self, duplicates: int = 0) -> Pushed:
         none, no = np.empty(0, np.int64), np.empty(0, bool)
         return Pushed(
             none, none, none, none, none, none, no, no, none, Closed(none, none, none, none, no), [], False, duplicates
@@ -677,29 +794,104 @@ class Rows:
 
     # ---------------------------------------------------------------- what a checkpoint and a swap need
 
-    def mark(self, partition: int, next_offset: int) -> tuple[int, int]:
+    def mark(self, partition: int, next_offset: int, floor: int = -1) -> tuple[int, int]:
         """(mark, stream time as of the mark): from where a replay rebuilds all that this state knows of a partition.
 
         That is the smallest offset that the last `memory` rows of a live lane, its open span, or the window behind
-        its last latent need; `next_offset` where no device is live.
+        its last latent need, or as of which its device is put aside; `next_offset` where no device is live.
+        floor : devices `behind` it are being put aside as of `next_offset`.
         """
-        n = len(self.names)
-        slots = np.flatnonzero(self.live[:n] & (self.partition[:n] == partition))
-        if not len(slots):
+        slots, pin, time = self._needs(partition)
+        aside = self.aside[self.main[slots]]
+        pin, time = np.maximum(pin, aside), np.where(aside > pin, self.aside_time[self.main[slots]], time)
+        near = np.flatnonzero(pin >= floor)
+        oldest = near[pin[near].argmin()] if len(near) else -1
+        if oldest < 0 or pin[oldest] >= next_offset:
             return next_offset, self.stream_time[partition]
-        needed = np.minimum(self.run[slots], self.contract.memory)
+        return int(pin[oldest]), int(time[oldest])
+
+    def _needs(self, partition: int) -> tuple[Int, Int, Int]:
+        """(live lanes of a partition, from which offset a replay would rebuild each, stream time as of there)."""
+        slots = self.live_slots(partition)
+        needed, _ = self._needed_rows(slots)
+        at = slots * self.stride + self.end[slots] - needed
+        by_span = self.span_pin[slots] < self.pin[at]
+        pin = np.where(by_span, self.span_pin[slots], self.pin[at])
+        return slots, pin, np.where(by_span, self.span_pin_time[slots], self.pin_time[at])
+
+    def _needed_rows(self, slots: Int) -> tuple[Int, Bool]:
+        """How many of a lane's last rows later scores need; and whether its last latent is the open block's."""
         age = self.latent_age[slots]
         gist = (age >= 0) & (age < self._open_rows(slots))
-        needed = np.maximum(needed, np.where(gist, age + self.contract.window, 0))
-        at = slots * self.stride + self.end[slots] - needed
-        pins = np.minimum(self.pin[at], self.span_pin[slots])
-        oldest = int(pins.argmin())
-        if pins[oldest] >= next_offset:
-            return next_offset, self.stream_time[partition]
-        slot = slots[oldest]
-        if self.span_pin[slot] < self.pin[at[oldest]]:
-            return int(self.span_pin[slot]), int(self.span_pin_time[slot])
-        return int(self.pin[at[oldest]]), int(self.pin_time[at[oldest]])
+        needed = np.minimum(self.run[slots], self.contract.memory)
+        return np.maximum(needed, np.where(gist, age + self.contract.window, 0)), gist
+
+    def behind(self, partition: int, floor: int) -> list[str]:
+        """Devices that a replay from `floor` would not rebuild."""
+        slots, pin, _ = self._needs(partition)
+        main = self.main[slots]
+        return [self.names[slot] for slot in np.unique(main[np.maximum(pin, self.aside[main]) < floor]).tolist()]
+
+    def leaning(self, partition: int) -> list[str]:
+        """Devices that need what was put aside of them: their rows since then are not enough."""
+        slots, pin, _ = self._needs(partition)
+        main = self.main[slots]
+        return [self.names[slot] for slot in np.unique(main[pin < self.aside[main]]).tolist()]
+
+    def aside_at(self, partition: int, device: str) -> int:
+        """As of which offset a live device is put aside, -1 where it is not."""
+        main = self._index[partition].get(device)
+        return int(self.aside[main]) if main is not None and self.live[main] else -1
+
+    def put_aside(self, partition: int, device: str, offset: int, stream_time: int) -> None:
+        """What `state` told of a device is safe; offset -1 takes that back."""
+        main = self._index[partition].get(device)
+        if main is not None and self.live[main]:
+            self.aside[main], self.aside_time[main] = offset, stream_time
+
+    def state(self, partition: int, device: str) -> dict[str, Any] | None:
+        """Everything of a device, as JSON types, for `restore`; None where it is not live."""
+        main = self._index[partition].get(device)
+        if main is None or not self.live[main]:
+            return None
+        late = int(self.late_slot[main])
+        lanes = [main, late] if late >= 0 and self.live[late] else [main]
+        return {
+            **{name: int(getattr(self, name)[main]) for name in _DEVICE_STATE},
+            "lanes": [self._lane_state(slot) for slot in lanes],
+        }
+
+    def _lane_state(self, slot: int) -> dict[str, Any]:
+        one = np.array([slot])
+        needed, gist = self._needed_rows(one)
+        stop = slot * self.stride + int(self.end[slot])
+        kept = slice(stop - max(int(needed[0]), int(self._open_rows(one)[0])), stop)
+        times = np.stack([getattr(self, name)[kept] for name in _ROW_TIMES])
+        packed = np.diff(times, prepend=0).astype("<i8").tobytes() + self.values[kept].astype("<f4").tobytes()
+        return {
+            **{name: int(getattr(self, name)[slot]) for name in _LANE_STATE},
+            "latent_age": int(self.latent_age[slot]) if gist[0] else -1,
+            "rows": base64.b64encode(zlib.compress(packed, 1)).decode(),
+        }
+
+    def restore(self, partition: int, device: str, state: Mapping[str, Any], offset: int, stream_time: int) -> None:
+        """Take up a device as `state` told it as of `offset`, before anything of the partition is pushed."""
+        main = int(self.slots(partition, [device])[0])
+        for name in _DEVICE_STATE:
+            getattr(self, name)[main] = state[name]
+        self.aside[main], self.aside_time[main] = offset, stream_time
+        for late, lane in enumerate(state["lanes"]):
+            slot = self._late_lane(main) if late else main
+            for name in (*_LANE_STATE, "latent_age"):
+                getattr(self, name)[slot] = lane[name]
+            self.live[slot] = True
+            packed = zlib.decompress(base64.b64decode(lane["rows"]))
+            count = len(packed) // (8 * len(_ROW_TIMES) + 4 * self.values.shape[1])
+            times = np.frombuffer(packed, "<i8", len(_ROW_TIMES) * count).reshape(-1, count).cumsum(axis=1)
+            stop = slot * self.stride + self.keep
+            for name, column in zip(_ROW_TIMES, times, strict=True):
+                getattr(self, name)[stop - count : stop] = column
+            self.values[stop - count : stop] = np.frombuffer(packed, "<f4", offset=8 * times.size).reshape(count, -1)
 
     def kept(self, partition: int) -> tuple[Int, Int, Int]:
         """What a new model must see again: (slots, positions, latest).
@@ -707,8 +899,7 @@ class Rows:
         slots : live lanes of the partition.  positions : rows whose residual a later score filters.
         latest : for each slot the row whose latent the open span may need, -1 where none.
         """
-        n = len(self.names)
-        slots = np.flatnonzero(self.live[:n] & (self.partition[:n] == partition))
+        slots = self.live_slots(partition)
         top = slots * self.stride + self.end[slots]
         count = np.zeros(len(slots), np.int64)
         if self.contract.hop == 1:
@@ -748,6 +939,11 @@ class Rows:
         if len(short):
             taken[short] *= (np.arange(length) >= length - have[short][:, None])[:, :, None]
         return taken
+
+    @property
+    def devices(self) -> int:
+        """Devices that have a slot, over all partitions."""
+        return sum(map(len, self._index.values()))
 
     @property
     def bytes_a_device(self) -> int:

@@ -11,7 +11,7 @@ and are removed after that commit.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -19,14 +19,16 @@ from pipeline.errors import StopWorker
 
 VERSION = 1
 State = dict[str, Any]
+Kind = Literal["verdict", "aside"]
 
 
 class Name(NamedTuple):
-    """Which entry: one lane of one device of one stream."""
+    """Which entry: the verdict of one lane of one device of one stream, or all of a device that was put aside."""
 
     stream: str
     device: str
-    late: bool
+    late: bool = False
+    kind: Kind = "verdict"
 
 
 class _Entry(msgspec.Struct, array_like=True):
@@ -34,9 +36,19 @@ class _Entry(msgspec.Struct, array_like=True):
     states: list[tuple[int, State | None]]  # (commit, state as of it), older first
 
 
+class _Key(msgspec.Struct, array_like=True):
+    topic: str
+    partition: int
+    epoch: str
+    stream: str
+    device: str
+    late: bool
+    kind: Kind = "verdict"
+
+
 _encode = msgspec.json.Encoder().encode
 _entry = msgspec.json.Decoder(_Entry).decode
-_key = msgspec.json.Decoder(tuple[str, int, str, str, str, bool]).decode
+_key = msgspec.json.Decoder(_Key).decode
 
 
 def key_of(topic: str, partition: int, epoch: str, name: Name) -> bytes:
@@ -102,16 +114,16 @@ def read_entries(
     states: dict[Name, State] = {}
     keys = []
     for raw_key, raw in records:
-        of_topic, of_partition, of_epoch, *name = _key(raw_key)
-        if (of_topic, of_partition) != (topic, partition):
+        key = _key(raw_key)
+        if (key.topic, key.partition) != (topic, partition):
             continue
         keys.append(raw_key)
-        if of_epoch != epoch:
+        if key.epoch != epoch:
             continue
         entry = _entry(raw)
         if entry.version > VERSION:
             raise StopWorker(f"{topic}[{partition}]: its state was written by a newer narrows; update this worker")
         known = [state for at, state in entry.states if at <= commit]
         if known and known[-1] is not None:
-            states[Name(*name)] = known[-1]  # type: ignore[arg-type]
+            states[Name(key.stream, key.device, key.late, key.kind)] = known[-1]
     return states, keys

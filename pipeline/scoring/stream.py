@@ -16,7 +16,7 @@ from pipeline.codec.latent import window_ends
 from pipeline.core import guards
 from pipeline.core.contract import Contract
 from pipeline.core.episode import ANOMALOUS, CALM, OVER, EpisodeEvent, Verdict, Verdicts, episode_rows, fill_moods
-from pipeline.core.rows import Clock, Closed, Columns, Float, Int, Pushed, Rows
+from pipeline.core.rows import MAX_DEVICES, Clock, Closed, Columns, Float, Int, Pushed, Rows
 from pipeline.core.scaling import Scaling
 from pipeline.core.score import CHUNK, Scorer, residual
 from pipeline.core.windows import fill
@@ -25,6 +25,8 @@ from pipeline.scoring.session import Session
 
 BAND_SD = 3.0   # half width of the band around an expected value, in deviations of normal rows
 
+
+ENDINGS: tuple[guards.Kind, ...] = ("silence", "eviction")   # kinds of events that no row of the device caused
 
 @dataclass(frozen=True)
 class Model:
@@ -91,6 +93,7 @@ class Block:
     """A complete block: rows of one lane within one span.
 
     offset : of its first row, its identity.  ts_ms : (n,).  values : (n, C) float32.
+    silent : ended by silence.  evicted : ended early, to make room for another device.
     latent : (D,) of the last whole window in it, None where there was none; latent_ts_ms : that window's newest row.
     in_episode : (n,) bool, see `pipeline.core.episode.episode_rows`.
     latents : (W, D) of the windows at `codec.latent.window_ends`; None where not kept, or the model saw not all whole.
@@ -100,6 +103,7 @@ class Block:
     trigger: int
     offset: int
     silent: bool
+    evicted: bool
     ts_ms: Int
     values: Float
     digest: str
@@ -118,6 +122,7 @@ class Result:
     blocks: list[Block] = field(default_factory=list)
     late: int = 0
     duplicates: int = 0
+    evicted: int = 0            # devices that were forgotten to make room
 
 
 @dataclass(slots=True)
@@ -133,17 +138,18 @@ class Stream:
 
     contract : the stream's.  contributions : keep (n, S) contributions and values of every row, for backtests.
     keep_latents : keep each row's latent until its block is complete, for latent blocks: 4 * D bytes a row.
+    max_devices : of one partition; see `Rows`.
     """
 
     def __init__(
         self, contract: Contract, capacity: int = 64, room: int = 256, contributions: bool = False,
-        keep_latents: bool = False,
+        keep_latents: bool = False, max_devices: int = MAX_DEVICES,
     ) -> None:
         self.contract = contract
         self.contributions = contributions
         self._keeps_latents = keep_latents
         self._capacity, self._room = capacity, room
-        self.rows = Rows(contract, len(contract.inputs), len(contract.sensors), capacity, room)
+        self.rows = Rows(contract, len(contract.inputs), len(contract.sensors), capacity, room, max_devices=max_devices)
         self.verdicts = Verdicts(contract.episode, self.rows.capacity)
         self._models: dict[int, Model] = {}
         self._scale = np.full(self.rows.capacity, -1, np.int64)      # each slot's row in its model's scaling
@@ -162,19 +168,31 @@ class Stream:
     def assign(
         self, partition: int, model: Model, emit_from: int, stream_time: int,
         verdicts: Mapping[tuple[str, bool], dict[str, Any]] | None = None,
+        aside: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
         """Begin a partition: its records from the mark on are pushed next.
 
         verdicts : (device, late lane) -> `state` as of `emit_from`.
+        aside    : device -> `Rows.state` of those whose rows lie before the mark.
         """
         self.revoke(partition)
         self.rows.assign(partition, emit_from, stream_time)
         self._use(partition, model)
+        for device, state in (aside or {}).items():
+            self.rows.restore(partition, device, state["rows"], state["offset"], state["stream_time"])
+        self._fit()
+        restored = self.rows.live_slots(partition)
+        if len(restored):
+            self._born[restored] = emit_from              # before whatever is told from now on
+            self._say_seen(restored)
+            self._rebuild(partition, model)
         for (device, late), state in (verdicts or {}).items():
             slot = self.rows.slot_of(partition, device, late)
             self._fit()
             verdict = dict(state)
             self._told[slot] = verdict.pop("moods", [])
+            block = self.rows.open_block(slot)
+            self.rows.mood[block] = self._moods_of(slot, self.rows.offset[block])
             self.verdicts.restore(slot, verdict or None)
             if verdict.get("is_open"):
                 self._open[slot] = _Open(verdict["start_ts"], verdict.get("kind") or "machine")
@@ -185,11 +203,12 @@ class Stream:
         self._models.pop(partition, None)
 
     def swap(self, partition: int, model: Model) -> int:
-        """Score with another model from now on; returns the rows whose residuals were made again.
-
-        Residuals and latents are a cache per digest: rebuilt from the kept rows.
-        """
+        """Score with another model from now on; returns the rows whose residuals were made again."""
         self._use(partition, model)
+        return self._rebuild(partition, model)
+
+    def _rebuild(self, partition: int, model: Model) -> int:
+        """Residuals and latents are a cache per digest: made again from the kept rows. How many rows that were."""
         slots, positions, latest = self.rows.kept(partition)
         rows = self.rows
         self._scale[slots] = -1
@@ -208,7 +227,22 @@ class Stream:
             picked = have[part]
             latent = model.session.run(fill(rows.windows(latest[picked]))).latent
             self._latent[slots[picked], : latent.shape[1]] = latent
+            self._latent_offset[slots[picked]] = rows.offset[latest[picked]]
+            self._latent_ts[slots[picked]] = rows.ts_ms[latest[picked]]
         return len(positions)
+
+    def _say_seen(self, slots: Int) -> None:
+        """Of rows of open blocks that came back: nothing is said of them yet; those that end a whole window of their
+        block have a latent."""
+        rows, contract = self.rows, self.contract
+        for slot in slots.tolist():
+            block = rows.open_block(slot)
+            rows.mood[block] = 0
+            cold = np.diff(rows.ts_ms[block], prepend=rows.ts_ms[block][:1]) > contract.max_gap_ms
+            place = np.arange(len(cold))
+            run = place - np.maximum.accumulate(np.where(cold, place, 0)) + 1
+            if self._keeps_latents:
+                rows.latent[block] = np.where(run >= contract.window, np.float32(0), np.float32(np.nan))[:, None]
 
     def _see_again(self, model: Model, slots: Int) -> None:
         """Latents of open blocks, from another model."""
@@ -271,6 +305,9 @@ class Stream:
                 self._fit()
                 self._score(pushed, result)
             self._name_kinds(every, result.alarms[known:])
+            result.evicted += sum(
+                trigger >= self._emit_from(main) for pushed in every for main, trigger in pushed.evicted.items()
+            )
         return result
 
     def slots(self, partition: int, devices: Sequence[str]) -> Int:
@@ -287,7 +324,7 @@ class Stream:
         model, result, none = self._models[partition], Result(), np.empty(0, np.int64)
         calmed = set(self._calmed)
         closed, latent = self.rows.still_open(partition, trigger), np.empty((0, model.session.latent), np.float32)
-        self._blocks(model, closed, none, none, none, none, none, latent, result)
+        self._blocks(model, self.rows.nothing(), closed, none, none, none, none, none, latent, result)
         self._calmed = calmed
         for event in self.verdicts.open_episodes():
             if self.rows.partition[event.slot] == partition and self.rows.live[event.slot]:
@@ -295,17 +332,23 @@ class Stream:
                 result.alarms.append(Alarm(ended, model.digest, model.scorer.threshold, event.end_ts))
         return result
 
+    def _emit_from(self, slot: int) -> int:
+        return self.rows.emit_from[int(self.rows.partition[slot])]
+
     def _score(self, pushed: Pushed, result: Result) -> None:
         if pushed.late:
             result.late += int(pushed.emit.sum())
         result.duplicates += pushed.duplicates
         for model, index, closed in self._by_model(pushed):
             latents = self._score_with(model, pushed, index, result)
-            self._blocks(model, closed, *latents, result)
+            self._blocks(model, pushed, closed, *latents, result)
             self._keep_latents(*latents)
         for slot, trigger in pushed.ended:
             model = self._models[int(self.rows.partition[slot])]
-            result.alarms += self._silence_alarms(model, slot, trigger)
+            result.alarms += [
+                Alarm(event, model.digest, model.scorer.threshold, event.end_ts, kind=self._end_of(pushed, event))
+                for event in self.verdicts.close(slot, trigger)
+            ]
 
     def _by_model(self, pushed: Pushed) -> Iterator[tuple[Model, Int | slice, Closed]]:
         """Rows and closed blocks of each model; nearly always one, more while a swap is on its way."""
@@ -400,7 +443,9 @@ class Stream:
         ))
         for event in events:
             if event.row < 0:
-                result.alarms.append(Alarm(event, model.digest, model.scorer.threshold, event.end_ts))
+                result.alarms.append(Alarm(
+                    event, model.digest, model.scorer.threshold, event.end_ts, kind=self._end_of(pushed, event)
+                ))
                 continue
             one = filtered_at[event.row : event.row + 1]
             row = emitted[event.row]
@@ -449,13 +494,16 @@ class Stream:
             whole.events.extend(_retrigger(event, int(index[event.row]), trigger) for event in part.events)
         return whole, whole.events
 
-    def _silence_alarms(self, model: Model, slot: int, trigger: int) -> list[Alarm]:
-        events = self.verdicts.close(slot, trigger)
-        return [Alarm(event, model.digest, model.scorer.threshold, event.end_ts) for event in events]
+    def _is_evicted(self, pushed: Pushed, slot: int, trigger: int) -> bool:
+        """Whether what ended a lane here was an eviction."""
+        return bool(pushed.evicted) and pushed.evicted.get(int(self.rows.main[slot])) == trigger
+
+    def _end_of(self, pushed: Pushed, event: EpisodeEvent) -> guards.Kind:
+        return "eviction" if self._is_evicted(pushed, event.slot, event.trigger) else "silence"
 
     def _blocks(
-        self, model: Model, closed: Closed, slot: Int, seen: Int, position: Int, offset: Int, ts_ms: Int,
-        latent: Float, result: Result,
+        self, model: Model, pushed: Pushed, closed: Closed, slot: Int, seen: Int, position: Int, offset: Int,
+        ts_ms: Int, latent: Float, result: Result,
     ) -> None:
         """Complete blocks. The row that closed one stands behind it in the slab, unless silence did."""
         rows, passed = self.rows, position[seen]             # ascending: slots are in order, rows in a slot too
@@ -470,12 +518,13 @@ class Stream:
                 gist, when = latent[j].copy(), int(ts_ms[seen[j]])
             elif self._latent_offset[at] >= first:
                 gist, when = self._latent[at, : model.session.latent].copy(), int(self._latent_ts[at])
-            silent = bool(closed.silent[i])
+            trigger = int(closed.trigger[i])
+            silent, evicted = bool(closed.silent[i]), self._is_evicted(pushed, at, trigger)
             mood = rows.mood[start : stop if silent else stop + 1]
             if (mood >= OVER).any():
                 self._calmed.add(at)
             result.blocks.append(Block(
-                at, int(closed.trigger[i]), first, silent, rows.ts_ms[start:stop].copy(),
+                at, trigger, first, silent and not evicted, evicted, rows.ts_ms[start:stop].copy(),
                 rows.values[start:stop].copy(), model.digest, gist, when, episode_rows(mood, stop - start),
                 self._block_latents(model, start, stop),
             ))
@@ -534,7 +583,17 @@ class Stream:
             return
         lives = self._lives()
         touched: set[int] = set()
-        for alarm in sorted(alarms, key=lambda one: (one.event.trigger, one.event.kind != "closed")):
+        opened = {
+            (one.event.slot, one.event.start_offset, one.event.trigger) for one in alarms if one.event.kind == "opened"
+        }
+
+        def order(alarm: Alarm) -> tuple[int, int, int]:
+            """At one record what ends comes first, but for what only began there: a record may hold many rows."""
+            event = alarm.event
+            began = (event.slot, event.start_offset, event.trigger) in opened
+            return event.trigger, (2 if began else 0) if event.kind == "closed" else 1, event.start_offset
+
+        for alarm in sorted(alarms, key=order):
             event = alarm.event
             if event.kind == "opened":
                 self._open[event.slot] = _Open(event.start_ts, alarm.kind)
@@ -542,10 +601,10 @@ class Stream:
             own = self._open.get(event.slot)
             if own is None:
                 continue
-            if own.kind == "machine" and alarm.kind not in ("machine", "silence"):
+            if own.kind == "machine" and alarm.kind not in ("machine", *ENDINGS):
                 own.kind = alarm.kind                          # the guard needed more rows than the score
                 touched.add(event.slot)
-            if alarm.kind != "silence":
+            if alarm.kind not in ENDINGS:
                 alarm.kind = own.kind
             if event.kind == "closed":
                 del self._open[event.slot]
@@ -626,18 +685,24 @@ class Stream:
         mood = np.zeros(len(slot), np.uint8)
         if not self._told or emit.all():
             return mood
-        for at, moods in self._told.items():
+        for at in self._told:
             index = np.flatnonzero((slot == at) & ~emit)
-            if len(moods) and len(index):
-                first, last, said = np.array(moods).T
-                place = np.searchsorted(first, offset[index], "right") - 1
-                found = (place >= 0) & (offset[index] <= last[place])
-                mood[index[found]] = said[place[found]]
+            mood[index] = self._moods_of(at, offset[index])
         return mood
 
-    def mark(self, partition: int, next_offset: int) -> tuple[int, int]:
+    def _moods_of(self, slot: int, offset: Int) -> np.ndarray:
+        """What was said of these rows of a slot before the commit, 0 where nothing was. (n,) uint8."""
+        moods, mood = self._told[slot], np.zeros(len(offset), np.uint8)
+        if len(moods) and len(offset):
+            first, last, said = np.array(moods).T
+            place = np.searchsorted(first, offset, "right") - 1
+            found = (place >= 0) & (offset <= last[place])
+            mood[found] = said[place[found]]
+        return mood
+
+    def mark(self, partition: int, next_offset: int, floor: int = -1) -> tuple[int, int]:
         """(mark, stream time as of it); see `Rows.mark`."""
-        return self.rows.mark(partition, next_offset)
+        return self.rows.mark(partition, next_offset, floor)
 
 
 def _chunks(n: int) -> Iterator[slice]:

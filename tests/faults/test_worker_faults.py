@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 
 from pipeline.local import LocalKafka
 from tests.support import scenarios
@@ -81,5 +81,23 @@ def test_memory_stays_flat_with_a_backlog_and_a_slow_model(kafka: Any, tmp_path:
         until(lambda: sum(world.committed().values()) > backlog // 2000 // 5, 120, "a fifth of the backlog")
         assert process.memory_info().rss - first < backlog // 2
         assert world.stop(child) == 0
+    finally:
+        world.close()
+
+
+def test_a_mark_that_retention_took_begins_cold_and_says_so(kafka: Any, tmp_path: Path) -> None:
+    world = small_world(tmp_path, kafka.bootstrap, SEED, records=1200)
+    try:
+        child = world.start("one")
+        scenarios.commit_beyond(world, 600, 180)
+        world.kill(child)
+        start = {TopicPartition(world.topic, p): at for p, at in world.committed().items()}
+        admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+        admin.delete_records(start)
+        admin.close()
+        world.start("one")
+        world.wait(240)
+        log = (world.folder / "worker1.log").read_text(errors="replace")
+        assert "are no longer in the log" in log
     finally:
         world.close()

@@ -18,11 +18,12 @@ from pipeline.config import Match
 from pipeline.core.block_rules import BlockRule, BlockRules
 from pipeline.core.contract import Channel, Contract
 from pipeline.core.records import Records
+from pipeline.core.rows import MAX_DEVICES
 from pipeline.engine.state_topic import Entries, read_entries
 from pipeline.engine.transport import TP
 from pipeline.formats import Format
 from pipeline.formats.arrow import write_stream
-from pipeline.line import Line, OutputTopics
+from pipeline.line import MAX_REPLAY, Line, OutputTopics
 from pipeline.sinks import BlockLabel, Record, read_block_label
 from tests.support.models import latent_model, small_contract, small_model
 
@@ -118,11 +119,15 @@ def id_of(output: Record) -> str:
 class Run:
     """A line with the commits of one partition around it; `outputs` : (topic, id) -> contents that were written.
 
-    swap_at : the commit at this offset names another model.
+    swap_at : the commit at this offset names another model.  max_devices : what the line keeps of the partition.
     """
 
-    def __init__(self, kind: Kind, log: list[Raw], swap_at: int, room: int = 256) -> None:
-        self.kind, self.log, self.swap_at, self.room = kind, log, swap_at, room
+    def __init__(
+        self, kind: Kind, log: list[Raw], swap_at: int, max_devices: int = MAX_DEVICES, max_replay: int = MAX_REPLAY,
+        room: int = 256,
+    ) -> None:
+        self.kind, self.log, self.swap_at, self.max_devices = kind, log, swap_at, max_devices
+        self.max_replay, self.restored, self.room = max_replay, 0, room
         self.models = (
             [latent_model(kind.contract, seed, 1.0) for seed in range(2)] if kind.rules.wants_latents else
             [small_model(kind.contract, seed, members, 1.0) for seed, members in enumerate(kind.members)]
@@ -139,11 +144,13 @@ class Run:
         """A new worker takes over from the commit."""
         self.next, position, mark_time, epoch = self.commit_facts
         states, _ = read_entries(self.topic.items(), "t", 0, epoch, self.next)
+        self.restored += sum(name.kind == "aside" for name in states)
         self.epochs += 1
         self.epoch = f"e{self.epochs}"
         self.entries = Entries("t", 0, self.epoch, self.next, states)
         self.line = Line(
-            "pump", "t", self.kind.contract, self.kind.spec, Match(), TOPICS, room=self.room, rules=self.kind.rules
+            "pump", "t", self.kind.contract, self.kind.spec, Match(), TOPICS, max_devices=self.max_devices,
+            max_replay=self.max_replay, room=self.room, rules=self.kind.rules,
         )
         self.is_swapped = 0 < self.swap_at <= self.next
         self.line.assign(0, self.models[self.is_swapped], self.next, mark_time, states)
@@ -172,18 +179,32 @@ class Run:
         self.next = max(self.next, self.position)
         self.stream_time = int(running[-1])
 
-    def commit(self) -> None:
+    def commit(self, is_answered: bool = True) -> None:
+        """is_answered False: it stands, and the worker does not know."""
         if self.position < self.next or (self.next == self.swap_at and not self.is_swapped):
             return    # in a replay the commit that was found stands; at the swap only the one that names the new model
         mark, mark_time = self.line.mark(0, self.next)
+        assert self.next - mark <= self.max_replay
         for key, value in self.entries.before_commit(self.next, self.line.changed(0)):
             if value is None:
                 self.topic.pop(key, None)
             else:
                 self.topic[key] = value
         self.commit_facts = (self.next, mark, mark_time, self.epoch)
-        self.entries.acknowledged(self.next)
-        self.line.settled()
+        if is_answered:
+            self.entries.acknowledged(self.next)
+            self.line.settled()
+
+
+def break_often(run: Run, rng: np.random.Generator) -> None:
+    """To the end of the log, in small batches, with commits, commits whose answer is lost, and new workers between."""
+    while run.position < len(run.log):
+        run.read(int(rng.integers(1, 12)))
+        what = rng.random()
+        if what < 0.4:
+            run.commit(is_answered=what > 0.05)
+        elif what < 0.5:
+            run.begin()
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
@@ -194,22 +215,33 @@ def test_commits_and_crashes_change_no_output(name):
         rng = np.random.default_rng(seed)
         log = make_log(kind, rng)
         swap_at = int(rng.integers(1, len(log)))
-        whole, broken = Run(kind, log, swap_at), Run(kind, log, swap_at)
+        max_devices = (1, 2, MAX_DEVICES)[seed % 3]
+        whole, broken = Run(kind, log, swap_at, max_devices), Run(kind, log, swap_at, max_devices)
         while whole.position < len(log):
             whole.read(len(log))
-        while broken.position < len(log):
-            broken.read(int(rng.integers(1, 12)))
-            what = rng.random()
-            if what < 0.4:
-                broken.commit()
-            elif what < 0.5:
-                broken.begin()
-            elif what < 0.7 and broken.position >= broken.next:
-                broken.line.provisional(0, broken.next)   # what an idle partition has open: told, and nothing else
+        break_often(broken, rng)
         assert broken.outputs == whole.outputs, f"{name}, seed {seed}"
         told += whole.labels
     assert any(label.fine for label in told) or kind.contract.hop > 1
     assert any(label.latent for label in told) == kind.rules.wants_latents
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_a_mark_that_trails_little_changes_no_output(name):
+    kind, restored = KINDS[name], 0
+    for seed in range(STORIES // 2):
+        rng = np.random.default_rng(seed)
+        log = make_log(kind, rng)
+        swap_at = int(rng.integers(1, len(log)))
+        max_devices = (2, MAX_DEVICES)[seed % 2]
+        whole = Run(kind, log, swap_at, max_devices)
+        broken = Run(kind, log, swap_at, max_devices, int(rng.integers(1, min(50, max(3, len(log) // 4)))))
+        while whole.position < len(log):
+            whole.read(len(log))
+        break_often(broken, rng)
+        restored += broken.restored
+        assert broken.outputs == whole.outputs, f"{name}, seed {seed}"
+    assert restored > 3
 
 
 PLACES = {"id", "offset", "index", "trigger", "episode_id"}
@@ -232,8 +264,8 @@ def test_a_record_of_many_rows_means_what_as_many_records_mean(resample):
         rng = np.random.default_rng(seed)
         tables, rows = packed(make_log(Kind(contract, Format()), rng), rng)
         room = int(rng.choice([3, 256]))     # a device has more rows in a record than there is room for
-        one = Run(Kind(contract, Format()), rows, len(rows), room)
-        many = Run(Kind(contract, Format(encoding="arrow")), tables, len(tables), room)
+        one = Run(Kind(contract, Format()), rows, len(rows), room=room)
+        many = Run(Kind(contract, Format(encoding="arrow")), tables, len(tables), room=room)
         for run in (one, many):
             while run.position < len(run.log):
                 run.read(int(rng.integers(1, 12)))

@@ -6,6 +6,7 @@ import pytest
 from pipeline.agent import Part
 from pipeline.config import Match
 from pipeline.core.records import Records
+from pipeline.core.rows import MAX_DEVICES
 from pipeline.engine.transport import TP
 from pipeline.line import Line
 from tests.laws.test_line_laws import KINDS, TOPICS, Kind, Raw, id_of, make_log
@@ -14,18 +15,18 @@ from tests.support.models import small_model
 STORIES = 10
 
 
-def make_line(kind: Kind, logs: dict[int, list[Raw]]) -> Line:
-    line = Line("pump", "t", kind.contract, kind.spec, Match(), TOPICS)
+def make_line(kind: Kind, logs: dict[int, list[Raw]], max_devices: int) -> Line:
+    line = Line("pump", "t", kind.contract, kind.spec, Match(), TOPICS, max_devices=max_devices)
     for partition in logs:
         line.assign(partition, small_model(kind.contract, 0, kind.members[0], 1.0), 0, -1, {})
     return line
 
 
 def outputs_of(
-    kind: Kind, logs: dict[int, list[Raw]], swaps: dict[int, int], rng: np.random.Generator,
+    kind: Kind, logs: dict[int, list[Raw]], swaps: dict[int, int], rng: np.random.Generator, max_devices: int,
 ) -> dict[tuple[int, str, str], bytes]:
     """(partition, topic, id) -> content, in batches of any size over all partitions. swaps : partition -> offset."""
-    line = make_line(kind, logs)
+    line = make_line(kind, logs, max_devices)
     other = small_model(kind.contract, 1, kind.members[1], 1.0)
     position, stream_time = dict.fromkeys(logs, 0), dict.fromkeys(logs, -1)
     found: dict[tuple[int, str, str], bytes] = {}
@@ -57,6 +58,7 @@ def test_partitions_side_by_side_give_what_each_gives_alone(name):
         rng = np.random.default_rng(1_000 + seed)
         logs = {partition: make_log(kind, rng) for partition in (0, 2, 5)}
         swaps = {partition: int(rng.integers(1, len(log))) for partition, log in logs.items()}
-        together = outputs_of(kind, logs, swaps, rng)
-        alone = [outputs_of(kind, {partition: log}, swaps, rng) for partition, log in logs.items()]
+        most = (1, 2, MAX_DEVICES)[seed % 3]
+        together = outputs_of(kind, logs, swaps, rng, most)
+        alone = [outputs_of(kind, {partition: log}, swaps, rng, most) for partition, log in logs.items()]
         assert together == alone[0] | alone[1] | alone[2], f"{name}, seed {seed}"

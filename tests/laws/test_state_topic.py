@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from pipeline.engine.state_topic import Entries, Name, State, read_entries
 
-NAMES = [Name("pump", device, late) for device in ("one", "two", "three") for late in (False, True)]
+NAMES = [Name("pump", device, late) for device in ("one", "two") for late in (False, True)]
+NAMES += [Name("pump", device, kind="aside") for device in ("one", "three")]
 
 changes = st.dictionaries(
     st.sampled_from(NAMES), st.one_of(st.none(), st.builds(lambda level: {"level": level}, st.integers(0, 9))),

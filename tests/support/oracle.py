@@ -61,9 +61,12 @@ class Expected:
     alarms: dict[tuple[object, ...], tuple[object, ...]] = field(default_factory=dict)
     duplicates: int = 0
     open: dict[tuple[bool, int], tuple[object, ...]] = field(default_factory=dict)   # first offset -> (ts, values)
+    evicted: int = 0
 
 
-def expected(records: list[Record], contract: Contract, model: Model | Callable[[int], Model]) -> Expected:
+def expected(
+    records: list[Record], contract: Contract, model: Model | Callable[[int], Model], max_devices: int = 1 << 30
+) -> Expected:
     """All outputs of one partition; `model` is one for all, or says which one scores at an offset."""
     out = Expected()
     model_at = model if callable(model) else lambda offset: model
@@ -81,23 +84,23 @@ def expected(records: list[Record], contract: Contract, model: Model | Callable[
                 event.start_offset, event.start_ts, event.end_ts, event.peak, event.peak_offset, event.severity
             )
 
-    def close(name: str, late: bool, lane: Lane, trigger: int, silent: bool, closing: list[str] | None = None) -> None:
+    def close(name: str, late: bool, lane: Lane, trigger: int, by: str, closing: list[str] | None = None) -> None:
         if lane.block:
             first = lane.block[0].offset
             gist = None
             if lane.seen and lane.seen[-1].offset >= first:
                 gist = latent_of(lane.seen, contract, model_at(trigger), name)
             out.blocks[late, first] = (
-                name, trigger, silent, tuple(r.ts for r in lane.block),
+                name, trigger, by, tuple(r.ts for r in lane.block),
                 b"".join(r.values.tobytes() for r in lane.block), gist, in_episode(lane.moods, closing or []),
             )
             lane.block, lane.moods = [], []
 
-    def silence(name: str, trigger: int) -> None:
+    def forget(name: str, trigger: int, by: str) -> None:
         device = devices.pop(name)
         for late, lane in ((False, device.main), (True, device.late)):
             if lane is not None:
-                close(name, late, lane, trigger, True)
+                close(name, late, lane, trigger, by)
                 alarm(verdicts.close(slot(name, late), trigger), name, late)
 
     for record in records:
@@ -106,9 +109,12 @@ def expected(records: list[Record], contract: Contract, model: Model | Callable[
             name, device = next(iter(devices.items()))
             if now - device.life <= contract.silence_ms:
                 break
-            silence(name, record.offset)
+            forget(name, record.offset, "silence")
         if record.values is None:
             continue
+        if record.device not in devices and len(devices) == max_devices:
+            forget(next(iter(devices)), record.offset, "eviction")
+            out.evicted += 1
         device = devices.get(record.device) or Device(now)
         device.life = now
         devices[record.device] = device
@@ -163,7 +169,7 @@ def expected(records: list[Record], contract: Contract, model: Model | Callable[
         mood = "" if np.isnan(judged) else "on" if verdict.is_anomaly[0] else "over" if over else "calm"
         lane.moods.append(mood)
         if ended is not None:
-            close(record.device, late, *ended, False, [mood])
+            close(record.device, late, *ended, "row", [mood])
         out.scores[record.offset] = (
             record.device, late, record.ts, np.float32(score).tobytes(), bool(verdict.is_anomaly[0]),
             int(verdict.episode_offset[0]),

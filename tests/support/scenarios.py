@@ -5,9 +5,12 @@ in `_s`. Seeds are given, so that a failed run can be repeated.
 """
 
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
+
+import yaml
 
 from pipeline.engine.attempts import DEADLY
 from pipeline.local import LocalKafka
@@ -58,6 +61,28 @@ def killed_with_swaps(world: World, seed: int, kills: int = 5) -> Counts:
         child = world.start("one")
         back.append(serving_again(world, before))
     return finish(world) | {"back_s": max(back, default=0.0)}
+
+
+def slow_beside_fast(world: World, seed: int, kills: int = 3, max_replay: int = 60) -> Counts:
+    """kill -9 while slow devices' rows lie further back than the mark may trail: they come from `narrows.state`."""
+    chance = random.Random(seed)
+    world.config["worker"]["max_replay"] = max_replay
+    world.path.write_text(yaml.safe_dump(world.config), encoding="utf-8")
+    for turn in range(kills):
+        child = world.start("one")
+        commit_beyond(world, sum(world.committed().values()) + 10 * max_replay, 180)
+        world.promote((turn + 1) % len(world.bundles))
+        time.sleep(chance.uniform(0, 1))
+        world.kill(child)
+    world.start("one")
+    counts = finish(world)
+    begun = [
+        (int(at), int(mark)) for log in world.folder.glob("worker*.log")
+        for at, mark in re.findall(r"begin \S+ at (\d+), replay from (\d+)", log.read_text(errors="replace"))
+    ]
+    longest = max(at - mark for at, mark in begun)
+    assert 0 < longest <= max_replay, f"a replay of {longest} records"
+    return counts | {"replayed": longest}
 
 
 def killed_before_the_first_commit(world: World, seed: int, kills: int = 3) -> Counts:
@@ -254,6 +279,7 @@ def revive(world: World) -> None:
 
 WORKERS: dict[str, Callable[[World, int], Counts]] = {
     "kill -9 with swaps": killed_with_swaps,
+    "kill -9, slow devices beside fast ones": slow_beside_fast,
     "killed before the first commit": killed_before_the_first_commit,
     "two workers: kill, join, SIGTERM": two_workers,
     "SIGSTOP past the session, SIGCONT": stopped_then_on,

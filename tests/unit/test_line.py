@@ -15,7 +15,7 @@ from pipeline.engine.transport import TP
 from pipeline.formats import Format
 from pipeline.formats.encode import encode_table
 from pipeline.line import Line, OutputTopics
-from pipeline.sinks import Record, read_block_label
+from pipeline.sinks import Record, read_anomaly, read_block_label
 from tests.support.models import small_contract, small_model
 
 Raw = namedtuple("Raw", "offset timestamp key value")
@@ -81,6 +81,19 @@ def test_an_episode_that_silence_closed_is_told_to_the_state_topic_though_its_de
     assert line.changed(0)[name] is None
     line.settled()
     assert line.changed(0) == {}
+
+
+def test_what_an_eviction_ends_says_so():
+    contract = small_contract(2, window=4, memory=10)
+    line = Line("a", "t", contract, Format(), Match(), TOPICS, max_devices=1)
+    line.assign(0, small_model(contract, threshold=0.01), 0, -1, {})
+    rows = [reading(at, "old", 1_000 * at, {"c0": 5.0 * at, "c1": 1.0}) for at in range(8)]
+    outputs = line.take(batch([*rows, reading(8, "new", 8_000, {"c0": 1.0, "c1": 1.0})]))
+    blocks = [read_block_label(output.headers) for output in outputs if output.topic == "blocks"]
+    assert [(label.device, label.rows, label.evicted, label.trigger) for label in blocks][-1][2:] == (True, 8)
+    closed = [read_anomaly(output.value or b"") for output in outputs if output.topic == "anomalies"][-1]
+    assert (closed.device, closed.state, closed.kind, closed.trigger) == ("old", "closed", "eviction", 8)
+    assert line.counts["evicted"] == 1
 
 
 def test_a_device_in_two_partitions_is_told_once():
