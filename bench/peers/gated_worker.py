@@ -42,7 +42,7 @@ def main() -> None:
         nonlocal seen
         observe(self, parts, *rest)
         seen += sum(len(part.records) for part in parts)
-        say(seen=seen, cpu_s=cpu_s(), next={part.tp.partition: int(part.offset[-1]) + 1 for part in parts})
+        say(seen=seen, cpu_s=cpu_s(), next={part.tp.partition: int(part.records.offset[-1]) + 1 for part in parts})
 
     Agent.take = gated  # type: ignore[method-assign]
     app.Worker._observe = counted  # type: ignore[method-assign]

@@ -34,7 +34,7 @@ def die_at(how: str, partition: int, offset: int) -> None:
 
     def deadly(self: Line, batch: Any) -> Any:
         for part in batch:
-            if part.tp.partition == partition and offset in part.offset and offset not in part.crashed:
+            if part.tp.partition == partition and offset in part.records.offset and offset not in part.crashed:
                 if how == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise RuntimeError(f"a bug that shows at offset {offset}")

@@ -16,6 +16,7 @@ from pipeline.codec.wire import Reader
 from pipeline.config import Match
 from pipeline.core.block_rules import BlockRule, BlockRules
 from pipeline.core.contract import Channel, Contract
+from pipeline.core.records import Records
 from pipeline.core.scaling import Scaling
 from pipeline.engine.transport import TP
 from pipeline.errors import BadInput
@@ -62,9 +63,8 @@ def run(contract: Contract, values: np.ndarray, rules: BlockRules, models: list[
     for model, part in zip(models, parts, strict=True):
         if model is not models[0]:
             line.swap(0, model)
-        chosen = [records[i] for i in part]
-        offset = np.array([record.offset for record in chosen])
-        outputs += line.take([Part(TP("t", 0), chosen, offset, 1000 * offset, 1000 * offset, 0)])
+        chosen = Records.of(records[i] for i in part)
+        outputs += line.take([Part(TP("t", 0), chosen, chosen.timestamp, 0)])
     return outputs
 
 
@@ -155,7 +155,7 @@ def test_latents_are_taken_by_themselves_only_where_they_keep_the_bound_and_save
         train_codec([known], contract.bounds, step_ms=1000).to_bytes(), graph, latent_codec.to_bytes(),
     )
     block = Block(
-        0, 0, 0, False, 1000 * np.arange(64), values, model.digest, None, -1, np.zeros(64, bool),
+        0, 0, 0, False, False, 1000 * np.arange(64), values, model.digest, None, -1, np.zeros(64, bool),
         session.run(np.stack([values[:32], values[32:]])).latent,
     )
     [chosen] = BlockCoder(contract, model, BlockRules(kind="auto")).encode([block], ["one"])
@@ -210,7 +210,7 @@ def test_a_bundle_without_latents_is_refused_by_name() -> None:
     contract = contract_with(0.1, 0.1, 0.1)
     assert "train it again" in BlockCoder(contract, small_model(contract), BlockRules(kind="latent")).refused
     block = Block(
-        0, 0, 0, False, np.arange(8), readings(8), "d", None, -1, np.zeros(8, bool), np.zeros((1, 4), np.float32)
+        0, 0, 0, False, False, np.arange(8), readings(8), "d", None, -1, np.zeros(8, bool), np.zeros((1, 4), np.float32)
     )
     [coded] = BlockCoder(contract, small_model(contract), BlockRules(kind="latent")).encode([block], ["one"])
     assert coded.latent == ()
