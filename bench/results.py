@@ -104,6 +104,7 @@ def write_into(page: Path, found: list[Measurement], command: str) -> None:
     head, rest = text.split(begin, 1)
     tail = rest.split(END, 1)[1]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    command += " --quick" if "--quick" in sys.argv else ""
     caption = (f"`python -m {command}`, {datetime.now(UTC):%Y-%m-%d}, commit {commit.stdout.strip()}, "
                f"{machine()['machine']}, {machine()['cores']} cores.")
     lines = ["| figure | value | goal |", "|---|---|---|"]

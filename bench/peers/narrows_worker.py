@@ -15,6 +15,7 @@ def main() -> None:
     from pipeline.core.rows import Rows
     from pipeline.core.score import Scorer
     from pipeline.engine.transport import BatchConsumer
+    from pipeline.scoring.blocks import BlockCoder
     from pipeline.scoring.session import Session
     from pipeline.scoring.stream import Stream
 
@@ -23,7 +24,7 @@ def main() -> None:
         (Rows, "slots", "rows"), (Rows, "push", "rows"), (Rows, "settle", "rows"),
         (Rows, "windows", "gather"), (Rows, "residuals", "gather"), (Session, "run", "onnx"),
         (Session, "rebuild_and_gist", "onnx"), (Scorer, "filter", "filter"), (Scorer, "score", "score"),
-        (Stream, "push", "rest of scoring"), (line, "encode_blocks", "blocks"), (line.Line, "_blocks", "encode"),
+        (Stream, "push", "rest of scoring"), (BlockCoder, "encode", "blocks"), (line.Line, "_blocks", "encode"),
         (line.Line, "_take_result", "encode"), (line.Line, "take", "records to columns"),
         (Agent, "_part", "records to columns"), (app.Worker, "_observe", "metrics"),
     ):
@@ -37,7 +38,7 @@ def main() -> None:
 
     def timed_decoder(*given: Any) -> Any:
         decoder = make_decoder(*given)
-        meter.time(decoder, "decode", "decode")
+        meter.time(decoder, "decode_records", "decode")
         return decoder
 
     line.make_decoder = timed_decoder
