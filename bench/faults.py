@@ -51,7 +51,7 @@ def cases(folder: Path, seed: int, records: int) -> dict[str, Callable[[], scena
                 world.close()
 
     found: dict[str, Callable[[], scenarios.Counts]] = {}
-    for name, worker_fault in scenarios.WORKERS.items():
+    for name, worker_fault in (scenarios.WORKERS | scenarios.LONG).items():
         found[name] = lambda run=worker_fault: on(1, lambda world, _: run(world, seed))  # type: ignore[misc]
     for name, broker_fault in scenarios.BROKERS.items():
         nodes = 3 if name in scenarios.CLUSTERS else 1

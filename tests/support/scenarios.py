@@ -290,6 +290,8 @@ WORKERS: dict[str, Callable[[World, int], Counts]] = {
     "slow agent": slow_agent,
     "output too large": output_too_large,
     "writes refused for a while": writes_refused,
+}
+LONG: dict[str, Callable[[World, int], Counts]] = {   # for bench.faults alone; a shorter one stands in tests/faults
     "retention took the mark": retention_took_the_mark,
 }
 BROKERS: dict[str, Callable[[World, int, LocalKafka], Counts]] = {
