@@ -19,7 +19,6 @@ import numpy as np
 
 from pipeline.errors import BadInput
 
-CHUNK = 128
 SHIFT_NEW, SHIFT_GAP, SHIFT_OLD = 25, 5, 45   # rows: mean of the newest 25 against 45 that end 5 rows before them
 
 

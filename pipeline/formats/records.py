@@ -388,12 +388,7 @@ class WideDecoder(RecordDecoder):
     def decode(
         self, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None, record_ts_ms: Int
     ) -> tuple[Readings, Rejects]:
-        """Columns of a batch, and what could not be read. Never raises on what the records hold.
-
-        values       : n record values, None for a tombstone.
-        keys         : n record keys, or None where there are none.
-        record_ts_ms : (n,) int64, the records' own timestamps.
-        """
+        """See `ByValue.decode`."""
         rejected: dict[int, Reason] = {}
         rows, kept = self._objects(values, rejected)
         self._count_unknown(rows)

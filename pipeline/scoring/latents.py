@@ -9,8 +9,8 @@ from onnx.utils import Extractor
 
 from pipeline.codec.latent import LatentBlock, coded_latents, encode_latent, window_ends
 from pipeline.codec.model import ID_BYTES, CodecModel
-from pipeline.core.score import CHUNK
 from pipeline.errors import BadBundle
+from pipeline.scoring.session import CHUNK
 
 
 def decoder_graph(model: bytes) -> bytes:

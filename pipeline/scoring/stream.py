@@ -18,10 +18,10 @@ from pipeline.core.contract import Contract
 from pipeline.core.episode import ANOMALOUS, CALM, OVER, EpisodeEvent, Verdict, Verdicts, episode_rows, fill_moods
 from pipeline.core.rows import MAX_DEVICES, Clock, Closed, Columns, Float, Int, Pushed, Rows
 from pipeline.core.scaling import Scaling
-from pipeline.core.score import CHUNK, Scorer, residual
+from pipeline.core.score import Scorer, residual
 from pipeline.core.windows import fill
 from pipeline.errors import BadBundle
-from pipeline.scoring.session import Session
+from pipeline.scoring.session import CHUNK, Session
 
 BAND_SD = 3.0   # half width of the band around an expected value, in deviations of normal rows
 

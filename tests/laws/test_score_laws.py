@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.score import CHUNK, Scorer, ewma_weights, residual
+from pipeline.core.score import Scorer, ewma_weights, residual
+from pipeline.scoring.session import CHUNK
 
 MEMBERS, CHANNELS, LENGTH = 3, 8, 129
 COUNT = 1000
