@@ -1,10 +1,13 @@
-"""Wide JSON rows straight from the bytes of a fetch, compiled: about a fifth of the cost of an object a record.
+"""Wide JSON rows straight from the bytes of a fetch, compiled: about a third of the cost of an object a record.
 
 It reads what sensors nearly always send and leaves the rest: a record with anything unusual (an escape, a name beyond
 ASCII, a name twice, a nested value, a number that it can't round for sure, any error) is not read here but by
 `pipeline.formats.json`, which is slower and knows every case.
 
 Invariant (tests/laws/test_formats.py): what is read here is, to the bit, what `WideDecoder` makes of the same value.
+
+Neighbours nearly always differ in their values alone. So a record is first compared with the last one that was read in
+full, byte by byte between the values; what has no such likeness is read in full itself.
 
 Numbers: up to 19 digits and powers of ten up to 22 are one exact or nearly exact float64 operation (Clinger 1990). The
 result is wanted as float32, so a last bit of the float64 matters only where it lies by the middle between two float32;
@@ -27,14 +30,13 @@ NAME_ROOM = 1 << 17                           # names kept between batches
 
 POWERS = np.array([10.0**power for power in range(23)])
 EXACT = np.uint64(1 << 53)                    # integers up to here are float64s
-LOW = np.int64((1 << 29) - 1)                 # bits of a float64 that a float32 has no room for ...
-MIDDLE = np.int64(1 << 28)                    # ... and what they are in the middle between two
-SURE = np.int64(16)                           # units in the last place that the float64 is surely within
+BELOW, ABOVE = 1 - 2.0**-48, 1 + 2.0**-48     # between these times itself lies what a float64 stands for, surely
 SMALLEST, LARGEST = 1e-37, 3e38               # beyond these float32 is subnormal or overflows
 
 NAME_BYTES = 256
 
-kernel = partial(numba.njit, cache=True, error_model="numpy", no_cfunc_wrapper=True)
+# Without numba's reference counts, which cost four times what reading does; so a kernel allocates nothing.
+kernel = partial(numba.njit, cache=True, error_model="numpy", no_cfunc_wrapper=True, _nrt=False)
 inner = partial(kernel, inline="always")
 
 
@@ -55,6 +57,9 @@ class RowReader:
         self._skips = [place for place, (_, what, _) in enumerate(fields) if what == SKIP]
         self._width = width
         self._known = NameTable()
+        self._stamp = np.empty(len(fields), np.int64)
+        self._piece = np.empty((len(fields) + 1, 2), np.int64)
+        self._order = np.empty(len(fields), np.int64)
 
     def read(self, records: Records) -> tuple[npt.NDArray[np.bool_], Names, Int, npt.NDArray[np.float32], Int]:
         """(read, device, ts, values, skipped): (n,) bool, n names, (n,) int64, (n, C) float32, and how many of the
@@ -68,8 +73,8 @@ class RowReader:
         skipped = np.zeros(len(self._what), np.int64)
         data = np.frombuffer(records.raw, np.uint8)
         read_rows(
-            data, records.value, self._names, self._name_at, self._what, self._inside, self._guess, ts, values, device,
-            read, skipped,
+            data, records.value, self._names, self._name_at, self._what, self._inside, self._guess, self._stamp,
+            self._piece, self._order, ts, values, device, read, skipped,
         )
         return read, self._known.names_of(records.raw, data, device, read), ts, values, skipped[self._skips]
 
@@ -176,103 +181,151 @@ def same(a, a_start, a_stop, b, b_start, b_stop):  # type: ignore[no-untyped-def
 
 
 @kernel()
-def read_rows(data, where, names, name_at, what, inside, guess, ts, values, device, read, skipped):  # type: ignore[no-untyped-def]
-    """See `RowReader.read`. guess : (2, fields + 1), which field stood at each place of an object the last time."""
-    stamp = np.full(len(what), -1, np.int64)      # the last record that had each field
-    scratch = np.empty(1, np.float64)
+def read_rows(  # type: ignore[no-untyped-def]
+    data, where, names, name_at, what, inside, guess, stamp, piece, order, ts, values, device, read, skipped
+):
+    """See `RowReader.read`.
+
+    guess : (2, fields + 1), which field stood at each place of an object the last time.
+    stamp : (fields,), the last record that had each field.
+    piece : (fields + 1, 2), of the last record read in full: [start, stop) of its bytes before each value, and of those
+        behind the last one.  order : (fields,), whose values these are.
+    """
+    stamp[:] = -1
+    known = 0                                     # values of the last record read in full
     for i in range(len(where)):
-        values[i, :] = np.nan
-        ts[i] = -1
-        device[i, 0] = -1
-        read[i] = read_row(
-            data, where[i, 0], where[i, 1], names, name_at, what, inside, guess, i, ts, values, device, stamp, skipped,
-            scratch,
-        )
+        start, stop = where[i, 0], where[i, 1]
+        read[i] = False
+        if known and start >= 0:
+            empty(i, ts, values, device)
+            read[i] = read_alike(data, start, stop, what, piece, order, known, i, ts, values, device)
         if not read[i]:
-            for field in range(len(what)):        # whoever reads it counts its unknown fields
-                if what[field] == SKIP and stamp[field] == i:
-                    skipped[field] -= 1
+            empty(i, ts, values, device)
+            known = read_row(
+                data, start, stop, names, name_at, what, inside, guess, stamp, piece, order, i, ts, values, device
+            )
+            read[i] = known > 0
+        for place in range(known):                # of what is left, whoever reads it counts the unknown fields
+            if what[order[place]] == SKIP:
+                skipped[order[place]] += 1
 
 
 @inner()
+def empty(i, ts, values, device):  # type: ignore[no-untyped-def]
+    for column in range(values.shape[1]):
+        values[i, column] = np.nan
+    ts[i] = device[i, 0] = -1
+
+
+@inner()
+def read_alike(data, at, stop, what, piece, order, known, i, ts, values, device):  # type: ignore[no-untyped-def]
+    """Reads an object that differs from the last one in its values alone; False where it does in anything else."""
+    for place in range(known + 1):
+        first, last = piece[place, 0], piece[place, 1]
+        if at + last - first > stop:
+            return False
+        for other in range(first, last):
+            if data[at] != data[other]:
+                return False
+            at += 1
+        if place == known:
+            break
+        at = read_value(data, at, stop, what[order[place]], order[place], i, ts, values, device)
+        if at < 0:
+            return False
+    return at == stop
+
+
+@kernel()
 def read_row(  # type: ignore[no-untyped-def]
-    data, at, stop, names, name_at, what, inside, guess, i, ts, values, device, stamp, skipped, scratch
+    data, at, stop, names, name_at, what, inside, guess, stamp, piece, order, i, ts, values, device
 ):
-    """Reads one object, with at most one more in it; False where the record is left."""
+    """Reads one object, with at most one more in it. The number of its values, 0 where the record is left."""
     if at < 0:
-        return False
+        return 0
+    known, behind = 0, at
     at = blank(data, at, stop)
     if at >= stop or data[at] != 123:             # {
-        return False
+        return 0
     level, member, above = 0, 0, 0                # above : the place among the outer members while inside
     at = blank(data, at + 1, stop)
     opened = True                                 # an object may end here before its first member
     while at < stop:
         if not (opened and data[at] == 125):
             if data[at] != 34:                    # "
-                return False
+                return 0
             start = at + 1
             at = text_end(data, start, stop)
             if at < 0:
-                return False
+                return 0
             field = field_of(data, start, at, names, name_at, inside, guess, level, member)
             if field < 0 or stamp[field] == i:
-                return False
+                return 0
             stamp[field] = i
             guess[level, member] = field
             member = min(member + 1, guess.shape[1] - 1)
             at = blank(data, at + 1, stop)
             if at >= stop or data[at] != 58:      # :
-                return False
+                return 0
             at = blank(data, at + 1, stop)
             if at >= stop:
-                return False
-            kind, opened = what[field], False
-            if kind == NUMBER:
-                if data[at] == 110:               # null stays missing
-                    at = word_end(data, at, stop)
-                else:
-                    number, at = read_float32(data, at, stop, scratch)
-                    values[i, field] = number
-            elif kind == DEVICE:
-                start = at + 1
-                if data[at] != 34:
-                    return False
-                at = text_end(data, start, stop)
-                if at <= start or at - start > NAME_BYTES:
-                    return False
-                device[i, 0], device[i, 1] = start, at
-                at += 1
-            elif kind == TIME:
-                ts[i], at = read_whole(data, at, stop)
-            elif kind == BODY:
+                return 0
+            opened = False
+            if what[field] == BODY:
                 if data[at] != 123 or level:
-                    return False
+                    return 0
                 level, above, member, opened = 1, member, 0, True
                 at = blank(data, at + 1, stop)
                 continue
-            else:
-                skipped[field] += 1
-                if data[at] == 34:
-                    at = text_end(data, at + 1, stop)
-                    at += 1 if at >= 0 else 0
-                elif data[at] == 45 or 48 <= data[at] <= 57:
-                    number, at = read_float32(data, at, stop, scratch)
-                else:
-                    at = word_end(data, at, stop)
+            piece[known, 0], piece[known, 1], order[known] = behind, at, field
+            at = behind = read_value(data, at, stop, what[field], field, i, ts, values, device)
             if at < 0:
-                return False
+                return 0
+            known += 1
             at = blank(data, at, stop)
         while at < stop and data[at] == 125:      # }
             at = blank(data, at + 1, stop)
             if not level:
-                return at == stop and device[i, 0] >= 0
+                piece[known, 0], piece[known, 1] = behind, stop
+                return known if at == stop and device[i, 0] >= 0 else 0
             level, member = 0, above
         if at >= stop or data[at] != 44:          # ,
-            return False
+            return 0
         opened = False
         at = blank(data, at + 1, stop)
-    return False
+    return 0
+
+
+@inner()
+def read_value(data, at, stop, kind, field, i, ts, values, device):  # type: ignore[no-untyped-def]
+    """Takes the value at `at` into row i; the place behind it, -1 where it is left."""
+    if at >= stop:
+        return np.int64(-1)
+    if kind == NUMBER:
+        if data[at] == 110:                       # null stays missing
+            return word_end(data, at, stop)
+        number, at = read_float32(data, at, stop)
+        values[i, field] = number
+        return at
+    if kind == TIME:
+        ts[i], at = read_whole(data, at, stop)
+        return at
+    if kind == DEVICE:
+        start = at + 1
+        if data[at] != 34:                        # "
+            return np.int64(-1)
+        at = text_end(data, start, stop)
+        if at <= start or at - start > NAME_BYTES:
+            return np.int64(-1)
+        device[i, 0], device[i, 1] = start, at
+        return at + 1
+    if data[at] == 34:
+        at = text_end(data, at + 1, stop)
+        return at + 1 if at >= 0 else at
+    if data[at] == 45 or 48 <= data[at] <= 57:
+        _, at = read_float32(data, at, stop)
+        return at
+    return word_end(data, at, stop)
 
 
 @inner()
@@ -338,46 +391,45 @@ def read_whole(data, at, stop):  # type: ignore[no-untyped-def]
 
 
 @inner()
-def read_float32(data, at, stop, scratch):  # type: ignore[no-untyped-def]
+def read_float32(data, at, stop):  # type: ignore[no-untyped-def]
     """(number, place behind it); the place is -1 where it is no JSON number, or not surely rounded."""
     bad = (np.float32(0), np.int64(-1))
     minus = at < stop and data[at] == 45
     if minus:
         at += 1
-    start = at
-    mantissa, digits, power = np.uint64(0), 0, 0
+    mantissa, first = np.uint64(0), at
     while at < stop and 48 <= data[at] <= 57:
         mantissa = mantissa * np.uint64(10) + np.uint64(data[at] - 48)
-        digits += 1 if digits or data[at] != 48 else 0
         at += 1
-        if digits > 19:
-            return bad
-    if at == start or (data[start] == 48 and at - start > 1):
+    digits, power, whole = at - first, np.int64(0), at
+    if digits == 0 or (data[first] == 48 and digits > 1):
         return bad
     if at < stop and data[at] == 46:
         at += 1
         start = at
         while at < stop and 48 <= data[at] <= 57:
             mantissa = mantissa * np.uint64(10) + np.uint64(data[at] - 48)
-            digits += 1 if digits or data[at] != 48 else 0
             at += 1
-            if digits > 19:
-                return bad
-        if at == start:
-            return bad
         power = start - at
+        if power == 0:
+            return bad
+        digits -= power
+    if digits > 19:                               # and a small number's leading zeros with them
+        return bad
     if at < stop and (data[at] == 101 or data[at] == 69):
         at += 1
         down = at < stop and data[at] == 45
         if at < stop and (data[at] == 45 or data[at] == 43):
             at += 1
-        start, more = at, 0
+        start, more = at, np.int64(0)
         while at < stop and 48 <= data[at] <= 57 and at - start < 4:
-            more = more * 10 + int(data[at]) - 48
+            more = more * 10 + np.int64(data[at]) - 48
             at += 1
         if at == start or (at < stop and 48 <= data[at] <= 57):
             return bad
         power = power - more if down else power + more
+    if mantissa == 0 and minus and at == whole:   # -0 is the integer 0, and -0.0 is not
+        return bad
     if mantissa == 0:
         return np.float32(-0.0) if minus else np.float32(0.0), np.int64(at)
     if power < -22 or power > 22:
@@ -386,11 +438,8 @@ def read_float32(data, at, stop, scratch):  # type: ignore[no-untyped-def]
     number = number * POWERS[power] if power >= 0 else number / POWERS[-power]
     if number < SMALLEST or number > LARGEST:
         return bad
-    if mantissa > EXACT:
-        scratch[0] = number
-        low = scratch.view(np.int64)[0] & LOW
-        if abs(low - MIDDLE) <= SURE:
-            return bad
+    if mantissa > EXACT and np.float32(number * BELOW) != np.float32(number * ABOVE):
+        return bad
     return np.float32(-number if minus else number), np.int64(at)
 
 
