@@ -114,7 +114,8 @@ def read_batches(kept: KeptRecords, first: int, check_crcs: bool, where: Any) ->
     return Records(data, offset, timestamp, key, value).since(first), next_offset
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
+# Without numba's reference counts, which cost more than the work; so these allocate nothing.
+@numba.njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True, _nrt=False)
 def split(data, table, offset, timestamp, key, value):  # type: ignore[no-untyped-def]
     """Fills the columns from batches (start, stop, base offset, first timestamp, append time or -1, count, codec)."""
     n = 0
@@ -145,7 +146,7 @@ def split(data, table, offset, timestamp, key, value):  # type: ignore[no-untype
     return True
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True, no_cpython_wrapper=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy", no_cfunc_wrapper=True, no_cpython_wrapper=True, _nrt=False)
 def varint(data, at, stop):  # type: ignore[no-untyped-def]
     """(zigzag number, place behind it); the place is -1 where it runs over `stop` or ten bytes."""
     number, shift = np.uint64(0), np.uint64(0)
