@@ -314,11 +314,12 @@ class Worker:
             if not line.counts:
                 continue
             counts, name = line.counts, line.name
-            self._rows_since[name] += counts["scored"] + counts["unscored"]
+            self._rows_since[name] += counts["scored"] + counts["warming"] + counts["between_hops"]
             metrics.records.labels(name).inc(counts["records"])
             metrics.record_bytes.labels(name).inc(counts["record_bytes"])
             metrics.rows_scored.labels(name).inc(counts["scored"])
-            metrics.rows_unscored.labels(name, "warming").inc(counts["unscored"])
+            for reason in ("warming", "between_hops"):
+                metrics.rows_unscored.labels(name, reason).inc(counts[reason])
             metrics.late_rows.labels(name).inc(counts["late"])
             metrics.duplicates.labels(name).inc(counts["duplicates"])
             metrics.block_rows.labels(name).inc(counts["block_rows"])

@@ -110,8 +110,8 @@ class Line:
         self._bits = INDEX_BITS if spec.encoding == "arrow" else 0   # of a row's name, for its place in its record
         self._rules = rules
         self.stream = Stream(
-            contract, capacity, room, keep_latents=outputs.blocks is not None and rules.wants_latents,
-            max_devices=max_devices,
+            contract, capacity, room, give_blocks=outputs.blocks is not None or outputs.features is not None,
+            keep_latents=outputs.blocks is not None and rules.wants_latents, max_devices=max_devices,
         )
         self._joiner = Joiner(contract, max_devices) if spec.layout == "long" or contract.resample else None
         self._coders: dict[str, BlockCoder] = {}
@@ -361,12 +361,12 @@ class Line:
         return device in self._match.devices or (prefix is not None and device.startswith(prefix))
 
     def _take_result(self, result: Result, outputs: list[Record]) -> None:
-        for scored in result.scored:
-            is_scored = ~np.isnan(scored.score)
-            self.counts["scored"] += int(is_scored.sum())
-            self.counts["unscored"] += len(is_scored) - int(is_scored.sum())
-            if self._outputs.scores is not None:
-                outputs += self._scores(scored, np.flatnonzero(is_scored))
+        if self._outputs.scores is not None:
+            for scored in result.scored:
+                outputs += self._scores(scored, np.flatnonzero(~np.isnan(scored.score)))
+        self.counts["scored"] += result.scored_rows
+        self.counts["warming"] += result.warming
+        self.counts["between_hops"] += result.between_hops
         self.counts["late"] += result.late
         self.counts["duplicates"] += result.duplicates
         self.counts["evicted"] += result.evicted

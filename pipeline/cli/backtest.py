@@ -60,7 +60,7 @@ def run_backtest(
     """
     contract = bundle.contract
     model = Model(bundle.digest, open_session(bundle, provider), bundle.scaling, bundle.scorer, bundle.codec)
-    stream = Stream(contract, capacity=max(1, len(table.devices)), contributions=True)
+    stream = Stream(contract, capacity=max(1, len(table.devices)), contributions=True, give_blocks=False)
     stream.assign(0, model, 0, -1)
     joiner = Joiner(contract) if contract.resample else None
     scores = Scores(len(table), len(contract.sensors))

@@ -418,7 +418,8 @@ class Rows:
             for clock in clocks:
                 if len(self._index[clock.partition]) > self.max_devices:
                     self._evict(rows, clock.partition, evicted)
-            rows = rows.take(np.argsort(rows.device, kind="stable"))
+            key = rows.device.astype(np.uint16) if self.capacity <= 1 << 16 else rows.device
+            rows = rows.take(np.argsort(key, kind="stable"))      # numpy sorts 16 bits by radix
             first = group_starts(rows.device)
             starts = np.flatnonzero(first)
             forgotten, epoch = self._silence(rows, starts, clocks, silences, evicted)

@@ -71,6 +71,7 @@ class Alarm:
 class Scored:
     """Rows at or after what was delivered before, grouped by slot. All (n,) unless said.
 
+    Those with a score; and the others too where a caller asked for contributions.
     score : NaN where unscored, `run` below the window says that it is warming.
     contributions, observed : (n, S), the latter in the channels' units; only where asked for.
     """
@@ -120,6 +121,9 @@ class Result:
     scored: list[Scored] = field(default_factory=list)
     alarms: list[Alarm] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
+    scored_rows: int = 0
+    warming: int = 0            # rows without a score: their window is not whole yet ...
+    between_hops: int = 0       # ... or no score was due
     late: int = 0
     duplicates: int = 0
     evicted: int = 0            # devices that were forgotten to make room
@@ -137,16 +141,18 @@ class Stream:
     """State of one stream.
 
     contract : the stream's.  contributions : keep (n, S) contributions and values of every row, for backtests.
+    give_blocks  : hand out complete blocks; they cost as much as scoring at hop 32, where nobody reads them.
     keep_latents : keep each row's latent until its block is complete, for latent blocks: 4 * D bytes a row.
     max_devices : of one partition; see `Rows`.
     """
 
     def __init__(
         self, contract: Contract, capacity: int = 64, room: int = 256, contributions: bool = False,
-        keep_latents: bool = False, max_devices: int = MAX_DEVICES,
+        give_blocks: bool = True, keep_latents: bool = False, max_devices: int = MAX_DEVICES,
     ) -> None:
         self.contract = contract
         self.contributions = contributions
+        self._gives_blocks = give_blocks
         self._keeps_latents = keep_latents
         self._capacity, self._room = capacity, room
         self.rows = Rows(contract, len(contract.inputs), len(contract.sensors), capacity, room, max_devices=max_devices)
@@ -323,8 +329,9 @@ class Stream:
         """Blocks and episodes that silence would end now, with `trigger` as its record. Changes nothing."""
         model, result, none = self._models[partition], Result(), np.empty(0, np.int64)
         calmed = set(self._calmed)
-        closed, latent = self.rows.still_open(partition, trigger), np.empty((0, model.session.latent), np.float32)
-        self._blocks(model, self.rows.nothing(), closed, none, none, none, none, none, latent, result)
+        if self._gives_blocks:
+            closed, latent = self.rows.still_open(partition, trigger), np.empty((0, model.session.latent), np.float32)
+            self._blocks(model, self.rows.nothing(), closed, none, none, none, none, none, latent, result)
         self._calmed = calmed
         for event in self.verdicts.open_episodes():
             if self.rows.partition[event.slot] == partition and self.rows.live[event.slot]:
@@ -341,8 +348,9 @@ class Stream:
         result.duplicates += pushed.duplicates
         for model, index, closed in self._by_model(pushed):
             latents = self._score_with(model, pushed, index, result)
-            self._blocks(model, pushed, closed, *latents, result)
-            self._keep_latents(*latents)
+            if self._gives_blocks:
+                self._blocks(model, pushed, closed, *latents, result)
+                self._keep_latents(*latents)
         for slot, trigger in pushed.ended:
             model = self._models[int(self.rows.partition[slot])]
             result.alarms += [
@@ -376,7 +384,8 @@ class Stream:
         slot, position, run = pushed.slot[index], pushed.position[index], pushed.run[index]
         offset, ts_ms, emit = pushed.offset[index], pushed.ts_ms[index], pushed.emit[index]
         rows.scaled[position] = self._scaled(model, slot, rows.values[position])
-        rows.mood[position] = self._told_moods(slot, offset, emit)
+        if self._gives_blocks:
+            rows.mood[position] = self._told_moods(slot, offset, emit)
         seen = np.flatnonzero(pushed.due[index])
         latent = np.empty((len(seen), model.session.latent), np.float32)
         expected = np.empty((len(seen), len(contract.sensors)), np.float32)
@@ -409,7 +418,13 @@ class Stream:
             rows.latent[position] = np.nan
             rows.latent[position[seen], : latent.shape[1]] = latent
         latents = slot, seen, position, offset, ts_ms, latent
-        emitted = np.flatnonzero(emit)
+        warming = int((emit & (run < contract.window)).sum())
+        result.scored_rows += len(due)
+        result.warming += warming
+        result.between_hops += int(emit.sum()) - len(due) - warming
+        # A row without a score changes nothing, unless its device was silent before it.
+        told = emit if self.contributions else emit & (pushed.due[index] | (pushed.silenced[index] >= 0))
+        emitted = np.flatnonzero(told)
         if not len(emitted):
             return latents
         scores = np.full(len(emitted), np.nan, np.float32)
@@ -428,9 +443,10 @@ class Stream:
             model, slot[emitted], offset[emitted], ts_ms[emitted], judged, shift, pushed.silenced[index][emitted],
             pushed.trigger[index][emitted],
         )
-        with np.errstate(invalid="ignore"):
-            mood = np.where(judged > model.scorer.threshold, OVER, np.where(np.isnan(judged), 0, CALM))
-        rows.mood[position[emitted]] = np.where(verdict.is_anomaly, ANOMALOUS, mood)
+        if self._gives_blocks:
+            with np.errstate(invalid="ignore"):
+                mood = np.where(judged > model.scorer.threshold, OVER, np.where(np.isnan(judged), 0, CALM))
+            rows.mood[position[emitted]] = np.where(verdict.is_anomaly, ANOMALOUS, mood)
         contributions = values = None
         if self.contributions:
             values = rows.values[position[emitted]][:, contract.sensors]
@@ -521,11 +537,13 @@ class Stream:
             trigger = int(closed.trigger[i])
             silent, evicted = bool(closed.silent[i]), self._is_evicted(pushed, at, trigger)
             mood = rows.mood[start : stop if silent else stop + 1]
-            if (mood >= OVER).any():
+            is_calm = not (mood >= OVER).any()
+            if not is_calm:
                 self._calmed.add(at)
             result.blocks.append(Block(
                 at, trigger, first, silent and not evicted, evicted, rows.ts_ms[start:stop].copy(),
-                rows.values[start:stop].copy(), model.digest, gist, when, episode_rows(mood, stop - start),
+                rows.values[start:stop].copy(), model.digest, gist, when,
+                np.zeros(stop - start, bool) if is_calm else episode_rows(mood, stop - start),
                 self._block_latents(model, start, stop),
             ))
 

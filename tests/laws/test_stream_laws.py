@@ -73,7 +73,8 @@ class Play:
     def collect(self, result: Result) -> None:
         rows = self.stream.rows
         for scored in result.scored:
-            for i, slot in enumerate(scored.slot.tolist()):
+            for i in np.flatnonzero(~np.isnan(scored.score)).tolist():
+                slot = scored.slot[i]
                 self.put(self.found[rows.partition[slot]].scores, int(scored.offset[i]), (
                     rows.names[slot], rows.is_late(slot), int(scored.ts_ms[i]), scored.score[i].tobytes(),
                     bool(scored.verdict.is_anomaly[i]), int(scored.verdict.episode_offset[i]),

@@ -170,10 +170,11 @@ def expected(
         lane.moods.append(mood)
         if ended is not None:
             close(record.device, late, *ended, "row", [mood])
-        out.scores[record.offset] = (
-            record.device, late, record.ts, np.float32(score).tobytes(), bool(verdict.is_anomaly[0]),
-            int(verdict.episode_offset[0]),
-        )
+        if due:
+            out.scores[record.offset] = (
+                record.device, late, record.ts, np.float32(score).tobytes(), bool(verdict.is_anomaly[0]),
+                int(verdict.episode_offset[0]),
+            )
     for device in devices.values():
         for late, lane in ((False, device.main), (True, device.late)):
             if lane is not None and lane.block:
