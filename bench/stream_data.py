@@ -24,8 +24,9 @@ START_MS = 1_700_000_000_000
 
 
 def contract(hop: int, step_ms: int = 1000) -> Contract:
-    """Eight channels, 1 Hz unless said, windows of 32 rows, spans of 64."""
+    """Eight channels, 1 Hz unless said, windows of 32 rows, spans of 64; a device may send ARROW_ROWS at a time."""
     return Contract(
+        allowance_ms=2 * ARROW_ROWS * step_ms,
         channels=tuple(Channel(name=name, bound=1e-3) for name in CHANNELS), hop=hop,
         step_ms=step_ms, memory=160 if hop == 1 else 32, span_ms=64 * step_ms,
     )
