@@ -154,26 +154,10 @@ class Worker:
             refused = line.refuses(self.shelf.wanted(line.name))
             if refused:
                 raise BadInput(f"streams.{line.name}.blocks asks for latents, but {refused}; or set kind: bounded")
-        self.check_broker()
+        check_broker(self.config)
         self.metrics.runtime.info({
             "provider": self.shelf.wanted(self.lines[0].name).session.provider, "streams": str(len(self.lines)),
         })
-
-    def check_broker(self) -> None:
-        """Rights and topics. Raises what is missing where, and what to do."""
-        settings = self.config.kafka.client_settings()
-        written = [topics.TOPICS[name] for name in self._written()]
-        inputs = sorted({line.topic for line in self.lines})
-        outputs = [topic.full_name(self.config.kafka.topic_prefix) for topic in written]
-        topics.check_rights(settings, self.config.kafka.group, [*inputs, self.config.kafka.topic("state")], outputs)
-        topics.check(settings, inputs, self.config.kafka.topic_prefix, written)
-
-    def _written(self) -> list[str]:
-        outputs = [stream.outputs for stream in self.config.streams.values()]
-        optional = {
-            name for one in outputs for name in ("scores", "anomalies", "blocks", "features") if getattr(one, name)
-        }
-        return sorted(optional | {"dead-letters", "state", "codecs"})
 
     # ---------------------------------------------------------------- outlets of the agent
 
@@ -370,6 +354,22 @@ def _settings(config: Config, keeper: Keeper) -> Settings:
     start = config.kafka.start
     at: str | int = start if start in ("earliest", "latest") else parse_time_ms("kafka.start", start)
     return Settings(keeper, at, config.worker.fetch_min_bytes, config.worker.fetch_max_wait_ms)
+
+
+def check_broker(config: Config) -> dict[str, topics.Facts]:
+    """Rights and topics that a worker needs; the topics' facts. Raises what is missing where, and what to do."""
+    settings, prefix = config.kafka.client_settings(), config.kafka.topic_prefix
+    outputs = [stream.outputs for stream in config.streams.values()]
+    optional = {
+        name for one in outputs for name in ("scores", "anomalies", "blocks", "features") if getattr(one, name)
+    }
+    written = [topics.TOPICS[name] for name in sorted(optional | {"dead-letters", "state", "codecs"})]
+    inputs = sorted({stream.topic for stream in config.streams.values()})
+    topics.check_rights(
+        settings, config.kafka.group, [*inputs, config.kafka.topic("state")],
+        [topic.full_name(prefix) for topic in written],
+    )
+    return topics.check(settings, inputs, prefix, written)
 
 
 def _faust_app(config: Config) -> Any:

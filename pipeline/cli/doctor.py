@@ -109,10 +109,10 @@ def _broker(tree: Config) -> str:
 
 
 def _topics(tree: Config) -> str:
-    from pipeline.topics import check
+    """They are there, they fit, and this user may read and write them: what a worker asks at its start."""
+    from pipeline.app import check_broker
 
-    inputs = list(dict.fromkeys(stream.topic for stream in tree.streams.values()))
-    known = check(tree.kafka.client_settings(), inputs, tree.kafka.topic_prefix)
+    known = check_broker(tree)
     return ", ".join(f"{name} {facts.partitions}" for name, facts in known.items())
 
 

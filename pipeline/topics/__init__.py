@@ -3,7 +3,7 @@
 from pipeline.topics.client import Settings
 from pipeline.topics.definitions import TOPICS, Topic
 from pipeline.topics.feedback import Feedback
-from pipeline.topics.making import check, create, describe, grow
+from pipeline.topics.making import Facts, check, create, describe, grow
 from pipeline.topics.reader import (
     Record,
     begin_offsets,
@@ -18,6 +18,7 @@ from pipeline.topics.reader import (
 from pipeline.topics.rights import check_rights
 
 __all__ = [
-    "TOPICS", "Feedback", "Record", "Settings", "Topic", "begin_offsets", "check", "check_rights", "create", "describe",
-    "end_offsets", "grow", "newest_by_key", "offsets_at", "partitions_of", "read_range", "read_tails", "read_topic",
+    "TOPICS", "Facts", "Feedback", "Record", "Settings", "Topic", "begin_offsets", "check", "check_rights", "create",
+    "describe", "end_offsets", "grow", "newest_by_key", "offsets_at", "partitions_of", "read_range", "read_tails",
+    "read_topic",
 ]

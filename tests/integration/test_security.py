@@ -9,7 +9,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ACL, ACLOperation, ACLPermissionType, ResourcePattern, ResourceType
 
 from pipeline import topics
-from pipeline.app import Worker
+from pipeline.app import check_broker
 from pipeline.config import build_config, load_config
 from pipeline.errors import Unreachable
 from pipeline.local import LocalKafka, LocalRedis
@@ -134,9 +134,9 @@ def test_a_worker_needs_the_rights_that_are_listed_and_no_others(secured, tmp_pa
 def until_refused(world, told):
     """The start check, again while the broker does not know of the change of rights yet."""
     deadline = time.monotonic() + 20
-    worker = Worker(load_config(world.path, {}))
+    config = load_config(world.path, {})
     while time.monotonic() < deadline:
-        worker.check_broker()
+        check_broker(config)
         time.sleep(0.1)
     raise AssertionError(f"nothing was refused: {told}")
 
