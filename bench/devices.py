@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from bench.stream_data import CHANNELS, START_MS, make_bundle
 from pipeline import codec
 from pipeline.agent import Part
 from pipeline.config import Match
+from pipeline.core.records import Records
 from pipeline.engine.transport import TP
 from pipeline.formats import Format
 from pipeline.line import Line, OutputTopics
@@ -41,7 +41,6 @@ DEVICES = (10, 1_000, 10_000, 100_000)
 GOALS = {32: (1.5, 100_000), 1: (2.5, 10_000)}   # hop: (most, over 10 devices; up to how many devices)
 FLEET, NAMES, KEPT, STORM_S = 1_000, 1_000_000, 10_000, 120
 TOPICS = OutputTopics(None, "anomalies", "blocks", "features", "dead", "codecs")
-Raw = namedtuple("Raw", "offset timestamp key value")
 
 
 class Feed:
@@ -62,19 +61,18 @@ class Feed:
 
     def take(self, names: list[str], ts_ms: list[int]) -> None:
         """One batch; a name's partition is its number modulo PARTITIONS."""
-        records: list[list[Raw]] = [[] for _ in range(PARTITIONS)]
+        records: list[list[tuple[int, int, bytes, bytes]]] = [[] for _ in range(PARTITIONS)]
         for name, ts in zip(names, ts_ms, strict=True):
             partition = int(name[-7:]) % PARTITIONS
             self.sent += 1
             body = f'{{"device":"{name}","ts":{ts},"values":{self.bodies[self.sent * 7919 % 5000]}}}'.encode()
-            records[partition].append(Raw(self.next[partition], ts, name.encode(), body))
+            records[partition].append((self.next[partition], ts, name.encode(), body))
             self.next[partition] += 1
         parts = []
         for partition, mine in enumerate(records):
             if mine:
-                time_ms = np.array([record.timestamp for record in mine])
-                offset = np.array([record.offset for record in mine])
-                parts.append(Part(TP("t", partition), mine, offset, time_ms, np.maximum.accumulate(time_ms), 0))
+                fetched = Records.of(mine)
+                parts.append(Part(TP("t", partition), fetched, np.maximum.accumulate(fetched.timestamp), 0))
         began = time.process_time()
         self.line.take(parts)
         self.cpu_s += time.process_time() - began
