@@ -111,5 +111,6 @@ def write_into(page: Path, found: list[Measurement], command: str) -> None:
     for one in found:
         goal = "" if one.goal is None else f"{'at most' if one.better == 'lower' else 'at least'} {one.goal:g}"
         missed = " (missed)" if one.is_missed else ""
-        lines.append(f"| {one.name} | {one.value:.3f} {one.unit}{missed} | {goal} |".replace("  ", " "))
+        value = str(one.value) if isinstance(one.value, int) else f"{one.value:.3f}"
+        lines.append(f"| {one.name} | {value} {one.unit}{missed} | {goal} |".replace("  ", " "))
     page.write_text(f"{head}{begin}\n{caption}\n\n" + "\n".join(lines) + f"\n{END}{tail}", encoding="utf-8")

@@ -1,7 +1,7 @@
 """`narrows compress` and `narrows decompress`: a file of rows as bounded blocks, and back."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ import typer
 from pipeline.cli import options as common
 from pipeline.cli.files import file_options, read_told
 from pipeline.cli.tables import RowWriter, open_decoder
-from pipeline.codec.container import BlockFile, Latents, Rows, pack_graph, write_file
+from pipeline.codec.container import BlockFile, Frame, Latents, Rows, Run, pack_graph, write_file
 from pipeline.codec.latent import window_ends
 from pipeline.codec.model import CodecModel
 from pipeline.codec.train import train_codec
@@ -21,6 +21,10 @@ from pipeline.core.windows import fill
 from pipeline.errors import BadInput
 from pipeline.formats.files import Table
 from pipeline.registry.bundle import Bundle, load_bundle
+
+LEAST_ROWS = 128             # fewer rows never earn a codec model
+SURE_BYTES = 1 << 22         # of float32: so many always do
+MOST_TRAINED_ROWS = 64       # of a block in training; longer ones are coded in stretches of as many
 
 
 def compress(
@@ -35,6 +39,12 @@ def compress(
     latent: Annotated[bool, typer.Option(
         "--latent", help="Keep the sensors as latents of the bundle's model: far smaller, with the error that is made.",
     )] = False,
+    episodes: Annotated[Path | None, typer.Option(
+        help="Episodes of `narrows backtest --episodes`: their rows, and some before them, are kept finer.",
+    )] = None,
+    in_episode: Annotated[float, typer.Option(
+        min=0, max=1, help="Bounds of an episode's rows, as a share of the bound; 0 keeps every bit.",
+    )] = 0.1,
     time_column: common.TimeColumn = None,
     time_unit: common.TimeUnit = None,
     step: common.Step = None,
@@ -47,7 +57,7 @@ def compress(
 
     Values are kept as float32. The codec model is learned from the files, unless --bundle gives one, and stored where
     it saves more than it takes. With --latent the bound holds for what latents can't hold alone (context channels,
-    blocks with missing values); each latent block states its own errors, see `narrows inspect`.
+    blocks with missing values, episodes); each latent block states its own errors, see `narrows inspect`.
 
     Example: narrows compress pump.csv --bound 1e-3 --out pump.nrw
     """
@@ -62,27 +72,79 @@ def compress(
     bounds = bounds_of(table.values, bound, bound_kind)
     if made is not None and made.codec is None and not latent:
         raise BadInput(f"bundle {bundle} holds no codec model: train it again, or leave --bundle away")
-    devices = _by_device(table)
     if latent and made is None:
         raise BadInput("--latent needs --bundle: latents are those of its model")
+    runs = _runs(table, np.zeros(len(table), bool) if episodes is None else _in_episodes(table, episodes))
+    finer = None if episodes is None else in_episode
     if latent and made is not None:
-        _write_latent(out, table, devices, made, bounds, block_rows)
-        _tell(table, out, began, as_json)
-        return
-    if made is not None and made.codec is not None:
-        models: list[CodecModel | None] = [CodecModel.from_bytes(made.codec)]
+        write_latent_file(out, table, runs, made, bounds, block_rows, finer)
     else:
-        models = [None] if len(table) < 128 else [None, _trained(devices, bounds)]
-    if len(models) > 1 and table.values.nbytes > 1 << 22:
-        models = models[1:]                                # on a large file the model's few kilobytes are earned
+        models = _models(table, bounds, block_rows) if made is None or made.codec is None else [
+            CodecModel.from_bytes(made.codec)
+        ]
+        _write_smallest(out, models, lambda path, model: write_file(
+            path, table.channels, table.devices, runs, bounds, model, block_rows=block_rows, in_episode=finer
+        ))
+    _tell(table, out, began, as_json)
+
+
+def _in_episodes(table: Table, episodes: Path) -> np.ndarray:
+    """Rows of episodes and those just before them, as a worker marks them. (n,) bool. Raises BadInput."""
+    try:
+        events = [msgspec.json.decode(line, type=_Event) for line in episodes.read_bytes().splitlines()]
+    except msgspec.MsgspecError as error:
+        raise BadInput(f"{episodes}: no episodes of `narrows backtest --episodes`: {error}") from error
+    fine, before = np.zeros(len(table), bool), BlockRules().rows_before
+    places = {name: np.flatnonzero(table.device == i) for i, name in enumerate(table.devices)}
+    for event in events:
+        rows = places.get(event.device, np.zeros(0, np.int64))
+        inside = np.flatnonzero((table.ts_ms[rows] >= event.window_start) & (table.ts_ms[rows] <= event.window_end))
+        if len(inside):
+            fine[rows[max(inside[0] - before, 0) : inside[-1] + 1]] = True
+    return fine
+
+
+class _Event(msgspec.Struct):
+    """What is needed of a line of `narrows backtest --episodes`."""
+
+    device: str
+    window_start: int
+    window_end: int
+
+
+def _runs(table: Table, fine: np.ndarray) -> list[Run]:
+    """Each device's rows in the order of the file, cut where an episode begins or ends. fine : (n,) bool."""
+    of_device = [np.flatnonzero(table.device == device) for device in range(len(table.devices))]
+    return [
+        Run(device, table.ts_ms[part], table.values[part], bool(fine[part[0]]))
+        for device, rows in enumerate(of_device)
+        for part in np.split(rows, np.flatnonzero(np.diff(fine[rows])) + 1) if len(part)
+    ]
+
+
+def _models(table: Table, bounds: np.ndarray, block_rows: int) -> Sequence[CodecModel | None]:
+    """The codec models worth a trial: one learned from the rows for as many rows, and none."""
+    whole = [run for run in _runs(table, np.zeros(len(table), bool)) if len(run.ts_ms) > 1]
+    if len(table) < LEAST_ROWS or not whole:
+        return [None]
+    segments, deltas = [run.values for run in whole], np.concatenate([np.diff(run.ts_ms) for run in whole])
+    model = train_codec(
+        segments, bounds, step_ms=max(int(np.median(deltas)), 0), served_rows=len(table),
+        block_rows=min(block_rows, MOST_TRAINED_ROWS),
+    )
+    return [model] if table.values.nbytes > SURE_BYTES else [None, model]
+
+
+def _write_smallest(
+    out: Path, models: Sequence[CodecModel | None], write: Callable[[Path, CodecModel | None], object],
+) -> None:
+    """The smallest of the files that `write` makes with each model."""
     trial = [out.with_name(f"{out.name}.{i}.part") for i in range(len(models))]
     for path, model in zip(trial, models, strict=True):
-        write_file(path, table.channels, table.devices, devices, bounds, model, block_rows=block_rows)
-    smallest = min(trial, key=lambda path: path.stat().st_size)
-    smallest.replace(out)
+        write(path, model)
+    min(trial, key=lambda path: path.stat().st_size).replace(out)
     for path in trial:
         path.unlink(missing_ok=True)
-    _tell(table, out, began, as_json)
 
 
 def _tell(table: Table, out: Path, began: float, as_json: bool) -> None:
@@ -116,11 +178,15 @@ def bounds_of(values: np.ndarray, bound: float, kind: str) -> np.ndarray:
         return np.where(finite.any(axis=0), bound * (high - low), 0.0)
 
 
-def _write_latent(
-    out: Path, table: Table, devices: list[tuple[int, np.ndarray, np.ndarray]], bundle: Bundle, bounds: np.ndarray,
-    block_rows: int,
+def write_latent_file(
+    out: Path, table: Table, runs: Sequence[Run], bundle: Bundle, bounds: np.ndarray, block_rows: int,
+    in_episode: float | None = None,
 ) -> None:
-    """A file of latent blocks, through the coder that a worker uses. Raises BadInput where the bundle can't."""
+    """A file of latent blocks, through the coder that a worker uses. Raises BadInput where the bundle can't.
+
+    runs : of `table`, a device's one behind the other.   bounds : (C,) of what latents can't hold.
+    in_episode : as in `write_file`.
+    """
     from pipeline.scoring.blocks import BlockCoder
     from pipeline.scoring.gate import open_session
     from pipeline.scoring.stream import Block, Model
@@ -131,60 +197,61 @@ def _write_latent(
         for channel, bound in zip(own.channels, bounds, strict=True)
     ))
     session = open_session(bundle, "cpu")
-    model = Model(
-        bundle.digest, session, bundle.scaling, bundle.scorer, bundle.codec, bundle.model, bundle.latent_codec
-    )
-    coder = BlockCoder(contract, model, BlockRules(kind="latent"))
-    if coder.refused or coder.decoder is None or bundle.latent_codec is None:
-        raise BadInput(f"bundle {bundle.folder}: {coder.refused}")
-    index, window = bundle.scaling.index(table.devices), own.window
-
-    def encode(device: int, blocks: Sequence[Rows]) -> list[bytes]:
-        rows = np.concatenate([values for _, values in blocks])
-        scaled = bundle.scaling.apply(rows, np.full(len(rows), index[device]))[:, own.inputs]
-        starts = np.cumsum([0, *(len(values) for _, values in blocks)])
-        ends = [start + window_ends(len(values), window) for start, (_, values) in zip(starts, blocks, strict=False)]
-        known = [bool((end >= window).all()) for end in ends]
-        places = np.concatenate([end for end, is_known in zip(ends, known, strict=True) if is_known] or [starts[:0]])
-        latents = iter(session.run(fill(np.stack([scaled[end - window : end] for end in places]))).latent) \
-            if len(places) else iter(())
-        made = [
-            Block(
-                0, 0, 0, False, False, ts_ms, values, bundle.digest, None, -1, np.zeros(len(values), bool),
-                np.stack([next(latents) for _ in end]) if is_known else None,
-            )
-            for (ts_ms, values), end, is_known in zip(blocks, ends, known, strict=True)
-        ]
-        return [one.frame for one in coder.encode(made, [table.devices[device]] * len(made))]
-
-    sensors = own.sensors
+    index, window, sensors = bundle.scaling.index(table.devices), own.window, own.sensors
+    blocks: list[list[Block]] = []
+    device, scaled = -1, np.zeros((0, len(own.inputs)), np.float32)
+    for run in runs:
+        rows = bundle.scaling.apply(run.values, np.full(len(run.values), index[run.device]))[:, own.inputs]
+        scaled = np.concatenate([scaled[-window:], rows]) if run.device == device else rows
+        device, blocks = run.device, [*blocks, []]
+        for start in range(0, len(rows), block_rows):
+            part = slice(start, min(start + block_rows, len(rows)))
+            ends = len(scaled) - len(rows) + start + window_ends(part.stop - start, window)
+            latents = None
+            if not run.is_fine and (ends >= window).all():
+                latents = session.run(fill(np.stack([scaled[end - window : end] for end in ends]))).latent
+            blocks[-1].append(Block(
+                0, 0, 0, False, False, run.ts_ms[part], run.values[part], bundle.digest, None, -1,
+                np.full(part.stop - start, run.is_fine), latents,
+            ))
+    latent_codec = bundle.latent_codec
+    seen = [[block.latents for block in of_run if block.latents is not None] for of_run in blocks]
+    segments = [np.concatenate(latents) for latents in seen if sum(map(len, latents)) > 1]
+    if latent_codec is not None and segments:
+        latent_codec = train_codec(
+            segments, CodecModel.from_bytes(latent_codec).bounds, served_rows=sum(map(len, segments)),
+            block_rows=max(min(block_rows // window, MOST_TRAINED_ROWS), 2),
+        ).to_bytes()
     scale = bundle.scaling.scale[index][:, sensors]
-    graph = pack_graph(coder.decoder[1])
-    write_file(
-        out, table.channels, table.devices, devices, bounds,
-        None if bundle.codec is None else CodecModel.from_bytes(bundle.codec), block_rows=block_rows,
-        latents=Latents(
-            sensors=tuple(sensors.tolist()),
-            location=tuple(map(tuple, bundle.scaling.location[index][:, sensors].tolist())),
-            scale=tuple(tuple(None if one != one else one for one in row) for row in scale.tolist()),
-            model_bytes=len(bundle.latent_codec), graph_bytes=len(graph),
-        ),
-        needs=bundle.latent_codec + graph, encode=encode,
-    )
 
+    def write(path: Path, codec: CodecModel | None) -> None:
+        model = Model(
+            bundle.digest, session, bundle.scaling, bundle.scorer, None if codec is None else codec.to_bytes(),
+            bundle.model, latent_codec,
+        )
+        coder = BlockCoder(contract, model, BlockRules(kind="latent", in_episode=in_episode))
+        if coder.refused or coder.decoder is None or latent_codec is None:
+            raise BadInput(f"bundle {bundle.folder}: {coder.refused}")
+        graph, ready = pack_graph(coder.decoder[1]), iter(blocks)
 
-def _by_device(table: Table) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """(device, ts_ms, values) of each device, its rows in the order of the file."""
-    chosen = ((i, np.flatnonzero(table.device == i)) for i in range(len(table.devices)))
-    return [(i, table.ts_ms[rows], table.values[rows]) for i, rows in chosen if len(rows)]
+        def encode(run: Run, _: Sequence[Rows]) -> list[Frame]:
+            of_run = next(ready)
+            coded = coder.encode(of_run, [table.devices[run.device]] * len(of_run))
+            told = [one.episode if run.is_fine else one.normal for one in coded]
+            return [Frame(one.frame, kind.largest, kind.mean) for one, kind in zip(coded, told, strict=True)]
 
+        write_file(
+            path, table.channels, table.devices, runs, bounds, codec, block_rows=block_rows, in_episode=in_episode,
+            latents=Latents(
+                sensors=tuple(sensors.tolist()),
+                location=tuple(map(tuple, bundle.scaling.location[index][:, sensors].tolist())),
+                scale=tuple(tuple(None if one != one else one for one in row) for row in scale.tolist()),
+                model_bytes=len(latent_codec), graph_bytes=len(graph),
+            ),
+            needs=latent_codec + graph, encode=encode,
+        )
 
-def _trained(devices: list[tuple[int, np.ndarray, np.ndarray]], bounds: np.ndarray) -> CodecModel | None:
-    segments = [values for _, _, values in devices if len(values) > 1]
-    deltas = [np.diff(ts_ms) for _, ts_ms, _ in devices if len(ts_ms) > 1]
-    if not segments:
-        return None
-    return train_codec(segments, bounds, step_ms=max(int(np.median(np.concatenate(deltas))), 0))
+    _write_smallest(out, _models(table, bounds, block_rows), write)
 
 
 def decompress(

@@ -16,7 +16,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="File of blocks.", show_default=False)],
     as_json: common.Json = False,
 ) -> None:
-    """Say what a file of blocks holds: devices, times, channels with their bounds and summaries, blocks by kind.
+    """Say what a file of blocks holds: devices, times, channels, bounds, summaries, blocks by kind, errors by class.
 
     Example: narrows inspect pump.nrw
     """
@@ -34,6 +34,11 @@ def inspect(
         f"{count} {kind} ({facts['block_bytes'][kind]:,} bytes)" for kind, count in facts["blocks"].items()
     )
     print(f"  blocks: {kinds}; codec model: {facts['model'] or 'none'}, {facts['model_bytes']} bytes")
+    for name, one in facts["classes"].items():
+        print(
+            f"  {name}: {one['rows']} rows, {one['bytes']:,} bytes, errors at most {one['largest_error']:.3f} of the "
+            f"bound, {one['mean_error']:.3f} on average"
+        )
     for channel in facts["channels"]:
         print(
             f"  {channel['name']}: bound {channel['bound']:g}, {channel['count']} values, "
@@ -60,6 +65,21 @@ def _latent_errors(opened: BlockFile) -> list[dict[str, Any]]:
             "name": opened.header.channels[c], "blocks": int(held.sum()),
             "largest": float(largest[held].max(initial=0.0)), "mean": float(mean[held].max(initial=0.0)),
         })
+    return found
+
+
+def _classes(opened: BlockFile) -> dict[str, dict[str, Any]]:
+    """Rows, bytes and true errors (shares of the bound) outside and inside of episodes, where the file tells them."""
+    found = {}
+    for name, is_fine in (("normal", False), ("episode", True)):
+        chosen = [entry for entry in opened.entries if entry.is_fine == is_fine]
+        rows = sum(entry.rows for entry in chosen)
+        if opened.tells_errors and (rows or opened.header.in_episode is not None):
+            found[name] = {
+                "rows": rows, "bytes": sum(entry.size for entry in chosen),
+                "largest_error": max((entry.largest for entry in chosen), default=0) / 1000,
+                "mean_error": round(sum(entry.mean * entry.rows for entry in chosen) / max(1000 * rows, 1), 4),
+            }
     return found
 
 
@@ -93,6 +113,6 @@ def facts_of(opened: BlockFile) -> dict[str, Any]:
             kind: sum(len(part) for frame in parts for part in frame if KINDS[kind_of_block(part)] == kind)
             for kind in dict.fromkeys(kinds)
         },
-        "latent_errors": _latent_errors(opened),
+        "in_episode": opened.header.in_episode, "classes": _classes(opened), "latent_errors": _latent_errors(opened),
         "model": None if opened.model is None else opened.model.id, "model_bytes": len(opened.model_bytes),
     }

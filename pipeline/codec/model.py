@@ -138,7 +138,7 @@ def _signed(value: int) -> bytes:
     return varint((value << 1) ^ (value >> 63) if value >= 0 else ((-value) << 1) - 1)
 
 
-def _table_bytes(table: np.ndarray) -> bytes:
+def table_bytes(table: np.ndarray) -> bytes:
     """varint first symbol, varint count, count varints: the stretch that holds every symbol with a frequency."""
     used = np.flatnonzero(table)
     low, high = int(used[0]), int(used[-1])
@@ -149,7 +149,7 @@ def _payload(model: CodecModel) -> bytes:
     rules = model.rules
     c_all = len(rules.code)
     out = bytearray(varint(c_all) + _signed(rules.step_ms) + struct.pack("<d", model.typical_bits))
-    out += varint(len(model.own_tables)) + b"".join(_table_bytes(table) for table in model.own_tables)
+    out += varint(len(model.own_tables)) + b"".join(table_bytes(table) for table in model.own_tables)
     out += varint(int(rules.scale_table)) + varint(int(rules.same_table))
     out += varint(int(rules.lags)) + varint(len(rules.active))
     out += b"".join(varint(int(c)) for c in rules.active)

@@ -6,15 +6,29 @@ several per channel since a sensor has calm and busy stretches; and how often ea
 Float arithmetic stands here alone: what comes out are integers.
 """
 
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.codec.coder import ESCAPE, GENERIC_SCALES, LENGTH_BITS, PRECISION, REACH, Tables, normalise, stack
+from pipeline.codec.coder import (
+    ESCAPE,
+    GENERIC_SCALES,
+    GENERIC_TABLES,
+    LENGTH_BITS,
+    PRECISION,
+    REACH,
+    Tables,
+    normalise,
+    stack,
+)
 from pipeline.codec.kernels import kernel
 from pipeline.codec.lattice import find_lattice
 from pipeline.codec.learned import (
+    BLANK_GAPS,
+    BLANK_RUN,
+    BLANK_RUN_SHIFT,
     CLIP,
     GAP_END,
     GAP_SYMBOLS,
@@ -22,6 +36,7 @@ from pipeline.codec.learned import (
     PLACE,
     PREDICTORS,
     REGRESSION,
+    RUNS,
     STILL,
     TRAINED,
     Packed,
@@ -34,7 +49,7 @@ from pipeline.codec.learned import (
     residuals,
     scale_of,
 )
-from pipeline.codec.model import CodecModel, format_tables
+from pipeline.codec.model import CodecModel, format_tables, table_bytes
 from pipeline.codec.quantise import code_of_bound, code_of_relative, out_of_bound, to_integers, to_values
 
 MOST_ROWS = 20_000
@@ -45,12 +60,14 @@ CLUSTERS = 4
 MOST_TRAINED = 8
 LEAST_SHARE = 0.002
 """A trained entry must save this share of its channel's bits."""
+ZLIB_BYTES = 8
+"""What zlib adds to bytes that are packed alone."""
 _OPTION_WEIGHTS = np.array([16, 8, 24, 8, 4, 4, 4, 8])
 
 
 def train_codec(
     values_by_device: Sequence[np.ndarray], bounds: np.ndarray, *, step_ms: int = 0, block_rows: int = 64,
-    most_rows: int = MOST_ROWS,
+    most_rows: int = MOST_ROWS, served_rows: int | None = None,
 ) -> CodecModel:
     """A codec model of a stream.
 
@@ -58,6 +75,8 @@ def train_codec(
     bounds           : (C,) float64 as in `encode_block`.
     step_ms          : nominal time between rows, so that regular timestamps cost one number; 0 where there is none.
     most_rows        : of all devices together; the newest of each are taken.
+    served_rows      : rows that the model is for, where they are known (a file's): what saves fewer bits on them than
+                       its own bytes is left out. None: a stream without end.
     """
     segments = _newest([np.asarray(values, np.float32) for values in values_by_device], most_rows)
     bounds = np.asarray(bounds, np.float64)
@@ -65,13 +84,16 @@ def train_codec(
         raise ValueError("no device has two rows: a codec model needs some data")
     steps = _Steps.of(segments, bounds)
     integers = [steps.integers(segment) for segment in segments]              # (C, N_d) int64 each
-    draft = _draft(steps, integers, step_ms)
     blocks = [
         np.ascontiguousarray(k[:, i : i + block_rows])
         for k in integers for i in range(0, max(k.shape[1] - block_rows, 0) + 1, max(block_rows // 2, 1))
         if k.shape[1] >= 2
     ]
-    return _with_entries(draft, blocks, bounds)
+    learned = _with_entries(_draft(steps, integers, step_ms), blocks, bounds, served_rows)
+    if served_rows is None:
+        return learned.model
+    without = _with_entries(_draft(steps, integers, step_ms, most_active=0), blocks, bounds, served_rows)
+    return min((learned, without), key=lambda one: 8 * len(one.model.to_bytes()) + one.bits * served_rows).model
 
 
 def _newest(segments: list[np.ndarray], most_rows: int) -> list[np.ndarray]:
@@ -126,12 +148,14 @@ class _Steps(NamedTuple):
         return k
 
 
-def _draft(steps: _Steps, integers: list[np.ndarray], step_ms: int) -> tuple[Rules, list[np.ndarray]]:
+def _draft(
+    steps: _Steps, integers: list[np.ndarray], step_ms: int, most_active: int = MOST_ACTIVE,
+) -> tuple[Rules, list[np.ndarray]]:
     """Rules without trained entries, and the tables that they own so far."""
     c_all = len(steps.code)
     everything = np.concatenate(integers, axis=1)
     median = np.median(everything, axis=1).astype(np.int64)
-    active = _active(integers)
+    active = _active(integers, most_active)
     lags, lag_weight, now_weight = _regression(integers, active)
     first_bias, first_weight = _first_row(everything, median)
     tables: list[np.ndarray] = []
@@ -173,12 +197,12 @@ def _draft(steps: _Steps, integers: list[np.ndarray], step_ms: int) -> tuple[Rul
     return rules, tables
 
 
-def _active(integers: list[np.ndarray]) -> np.ndarray:
-    """Channels worth a regression: they change in a tenth of the rows; the MOST_ACTIVE busiest of them. (A,) int64."""
+def _active(integers: list[np.ndarray], most: int) -> np.ndarray:
+    """Channels worth a regression: they change in a tenth of the rows; the busiest of them. (A,) int64."""
     deltas = np.concatenate([np.diff(k, axis=1) for k in integers], axis=1)
     changing = (deltas != 0).mean(axis=1)
     size = np.log1p(np.abs(deltas).mean(axis=1))
-    order = np.argsort(-size, kind="stable")[:MOST_ACTIVE]
+    order = np.argsort(-size, kind="stable")[:most]
     return np.sort(order[changing[order] > 0.1]).astype(np.int64)
 
 
@@ -266,6 +290,19 @@ def _table(counts: np.ndarray, prior_weight: float, widen: float = 1.0) -> np.nd
     return normalise(np.rint(mixed * 2**40))
 
 
+def _bits(table: np.ndarray, shift: int) -> np.ndarray:
+    """Bits of each symbol's value, an escape's own included. (256,) float64."""
+    bits = PRECISION - np.log2(np.maximum(table, 1)) + shift
+    bits = np.where(table > 0, bits, bits[ESCAPE] + LENGTH_BITS + 7)
+    bits[ESCAPE] += LENGTH_BITS + 8
+    return bits
+
+
+def _price(table: np.ndarray) -> float:
+    """Bits that a table takes in a packed model, about."""
+    return 8.0 * (len(zlib.compress(table_bytes(table), 9)) - ZLIB_BYTES)
+
+
 def _gap_table(deltas: list[np.ndarray], block_rows: int = 64) -> np.ndarray:
     """Frequencies of run lengths between changes, and of the end of the block. (24,) int32."""
     counts = np.full(GAP_SYMBOLS, 0.05)
@@ -300,12 +337,22 @@ def _choices(
             )
 
 
-def _with_entries(draft: tuple[Rules, list[np.ndarray]], blocks: list[np.ndarray], bounds: np.ndarray) -> CodecModel:
+class _Learned(NamedTuple):
+    """A model, and the bits that it takes for a training row."""
+
+    model: CodecModel
+    bits: float
+
+
+def _with_entries(
+    draft: tuple[Rules, list[np.ndarray]], blocks: list[np.ndarray], bounds: np.ndarray, served_rows: int | None,
+) -> _Learned:
     """Adds trained entries, and fits how often each option and scale is chosen."""
     rules, own_tables = draft
     own_tables = list(own_tables)
     rows = max(k.shape[1] for k in blocks)
     blocks = [k for k in blocks if k.shape[1] == rows]
+    served = np.inf if served_rows is None else served_rows / (rows * len(blocks))
     left = np.zeros((len(blocks), len(rules.code), PREDICTORS, rows), np.int64)
     for k, out in zip(blocks, left, strict=True):
         _all_residuals(k, pack(rules), out)
@@ -314,7 +361,8 @@ def _with_entries(draft: tuple[Rules, list[np.ndarray]], blocks: list[np.ndarray
     _choices(left, pack(rules), stack([*format_tables(), *own_tables]), option, scale, cost)
     starts, entries = [0], []
     for c in range(shape[1]):
-        for predictor, shift, table in _chosen_entries(left[:, c], cost[:, c] / 64, int(rules.place[c]) >= 0):
+        found = _chosen_entries(left[:, c], cost[:, c] / 64, int(rules.place[c]) >= 0, served)
+        for predictor, shift, table in found:
             own_tables.append(table)
             entries.append((predictor, shift, len(format_tables()) + len(own_tables) - 1))
         starts.append(len(entries))
@@ -329,10 +377,43 @@ def _with_entries(draft: tuple[Rules, list[np.ndarray]], blocks: list[np.ndarray
     for _ in range(2):
         _choices(left, pack(rules), stack([*format_tables(), *own_tables]), option, scale, cost)
         _fit_priors(rules, own_tables, option, scale)
+    if served_rows is not None:
+        rules, own_tables = _lean(rules, own_tables, blocks, option, served)
     _choices(left, pack(rules), stack([*format_tables(), *own_tables]), option, scale, cost)
     head_bits = 8 * 12
     bits = (cost.sum(axis=1) / 64 + 10 * shape[1] + head_bits) / (rows * shape[1])
-    return CodecModel(rules, own_tables, bounds, float(np.quantile(bits, 0.95)))
+    model = CodecModel(rules, own_tables, bounds, float(np.quantile(bits, 0.95)))
+    return _Learned(model, float(bits.mean()) * shape[1])
+
+
+def _lean(
+    rules: Rules, own_tables: list[np.ndarray], blocks: list[np.ndarray], option: np.ndarray, served: float,
+) -> tuple[Rules, list[np.ndarray]]:
+    """Without the tables of first values and runs that save less than they take, and those that nothing names.
+
+    option : (B, C) as chosen.   served : blocks that the model is for, per block of these.
+    """
+    first = len(format_tables())
+    rows = np.concatenate(blocks, axis=1)
+    for c, option_of in enumerate(option.T):
+        guess = (rules.first_bias[c] + 32768 + rules.first_weight[c, :c].astype(np.int64) @ rows[:c]) >> 16
+        shift = int(rules.first_shift[c])
+        share = _counts((rows[c] - guess)[None], shift)[0] / rows.shape[1]
+        cost = [float(share @ _bits(table, shift)) for table in format_tables()[:GENERIC_TABLES]]
+        own = own_tables[rules.first_table[c] - first]
+        if served * len(blocks) * (min(cost) - float(share @ _bits(own, shift))) < _price(own):
+            rules.first_table[c] = int(np.argmin(cost))
+        if not (option_of == RUNS).any():
+            rules.gap_table[c], rules.run_table[c], rules.run_shift[c] = BLANK_GAPS, BLANK_RUN, BLANK_RUN_SHIFT
+    named = [rules.first_table, rules.option_table, rules.gap_table, rules.run_table, rules.entry_table]
+    used = np.unique(np.concatenate([*named, [rules.scale_table, rules.same_table, rules.same_table + 1]]))
+    used = used[used >= first]
+    place = np.arange(first + len(own_tables))
+    place[used] = first + np.arange(len(used))
+    for column in named:
+        column[:] = place[column]
+    rules = rules._replace(scale_table=int(place[rules.scale_table]), same_table=int(place[rules.same_table]))
+    return rules, [own_tables[i - first] for i in used.tolist()]
 
 
 def _fit_priors(rules: Rules, own_tables: list[np.ndarray], option: np.ndarray, scale: np.ndarray) -> None:
@@ -362,9 +443,12 @@ def _fit_priors(rules: Rules, own_tables: list[np.ndarray], option: np.ndarray, 
 
 
 def _chosen_entries(
-    left: np.ndarray, cost: np.ndarray, has_regression: bool,
+    left: np.ndarray, cost: np.ndarray, has_regression: bool, served: float,
 ) -> list[tuple[int, int, np.ndarray]]:
-    """The (predictor, shift, table) that save most, one after the other. left (B, PREDICTORS, n), cost (B,) in bits."""
+    """The (predictor, shift, table) that save most, one after the other. left (B, PREDICTORS, n), cost (B,) in bits.
+
+    served : blocks that the model is for, per block of these; infinite where tables cost nothing.
+    """
     if cost.sum() < 64 or not left[:, 0].any():
         return []
     pool, costs = [], []
@@ -373,15 +457,13 @@ def _chosen_entries(
         shift = _shift_of(values)
         counts = _counts(values, shift)
         for table in [_table(counts.sum(axis=0), 10.0), *_clusters(counts)]:
-            bits = PRECISION - np.log2(np.maximum(table, 1)) + shift
-            bits = np.where(table > 0, bits, bits[ESCAPE] + LENGTH_BITS + 7)
-            bits[ESCAPE] += LENGTH_BITS + 8
             pool.append((predictor, shift, table))
-            costs.append(counts @ bits + 2.0)
+            costs.append(counts @ _bits(table, shift) + 2.0)
+    prices = np.array([_price(table) / served if np.isfinite(served) else 0.0 for _, _, table in pool])
     chosen: list[tuple[int, int, np.ndarray]] = []
     now, candidates = cost.copy(), np.array(costs)
     while len(chosen) < MOST_TRAINED:
-        saved = np.maximum(now - candidates, 0).sum(axis=1)
+        saved = np.maximum(now - candidates, 0).sum(axis=1) - prices
         best = int(np.argmax(saved))
         if saved[best] < LEAST_SHARE * now.sum() or saved[best] < 32:
             break

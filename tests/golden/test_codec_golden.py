@@ -6,12 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.codec import CodecModel, decode_block, unpack_frame
+from pipeline.codec.container import VERSION
 from tests.golden.make_blocks import expected_bytes
+from tests.golden.make_files import rows_of
 
 FOLDER = Path(__file__).parent / "v1"
+FILES = Path(__file__).parent / "files"
 DECODER = Path(__file__).parent / "decoder"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.nb"))
 
@@ -27,6 +31,22 @@ def test_golden_blocks_decode_to_the_same_bits(name: str, model: CodecModel) -> 
     frame = (FOLDER / f"{name}.nb").read_bytes()
     blocks = [decode_block(block, {model.id: model}) for block in unpack_frame(frame)]
     assert expected_bytes(blocks) == (FOLDER / f"{name}.expected").read_bytes()
+
+
+@pytest.mark.parametrize("path", sorted(FILES.glob("*.nrw")), ids=lambda path: path.stem)
+def test_golden_files_of_each_version_are_read(path: Path) -> None:
+    read = rows_of(path)
+    with np.load(path.with_suffix(".npz")) as expected:
+        assert sorted(expected) == sorted(read)
+        for name, array in expected.items():
+            if array.dtype.kind == "f":      # rebuilt from latents: another machine's arithmetic
+                np.testing.assert_allclose(read[name], array, rtol=1e-5, atol=1e-6 if "latent" in path.stem else 0)
+            else:
+                assert (read[name] == array).all()
+
+
+def test_there_is_a_golden_file_of_the_present_version() -> None:
+    assert {f"v{VERSION}.nrw", f"v{VERSION}-latent.nrw"} <= {path.name for path in FILES.iterdir()}
 
 
 def test_a_codec_model_comes_back_to_the_same_id(model: CodecModel) -> None:

@@ -10,6 +10,7 @@ import pytest
 from pyarrow import parquet
 from typer.testing import CliRunner
 
+from pipeline.cli.inspect import facts_of
 from pipeline.cli.main import app
 from pipeline.codec import (
     BadBlock,
@@ -21,7 +22,7 @@ from pipeline.codec import (
     pack_frame,
     unpack_frame,
 )
-from pipeline.codec.container import BlockFile, write_file
+from pipeline.codec.container import BlockFile, Run, write_file
 from pipeline.codec.lattice import find_lattice
 from pipeline.codec.quantise import code_of_bound, code_of_step, from_ordered, step_of_code, tighten, to_ordered
 from pipeline.codec.summary import put_summary, summarise, take_summary
@@ -151,7 +152,7 @@ def test_a_summary_comes_back() -> None:
 def test_a_file_reads_only_the_blocks_asked_for(tmp_path: Path, model: CodecModel) -> None:
     path, x = tmp_path / "f.nrw", recording(500, 2)
     write_file(
-        path, list("abcdef"), ["p1", "p2"], [(0, TS_MS, x), (1, TS_MS, 2 * x)], BOUNDS, model, block_rows=100,
+        path, list("abcdef"), ["p1", "p2"], [Run(0, TS_MS, x), Run(1, TS_MS, 2 * x)], BOUNDS, model, block_rows=100,
     )
     opened = BlockFile(path)
     assert len(opened.entries) == 10
@@ -164,9 +165,55 @@ def test_a_file_reads_only_the_blocks_asked_for(tmp_path: Path, model: CodecMode
         next(opened.read("p3"))
 
 
+def test_summaries_in_a_file_are_within_the_bounds_and_times_exact(tmp_path: Path, model: CodecModel) -> None:
+    path, x = tmp_path / "f.nrw", recording(500, 2)
+    x[100:200, 3], x[7, 4] = np.nan, np.inf
+    far = np.r_[-(2**62), TS_MS[1:100], 2**62, TS_MS[101:]]
+    write_file(path, list("abcdef"), ["p"], [Run(0, far, x)], BOUNDS, model, block_rows=100)
+    for entry, start in zip(BlockFile(path).entries, range(0, 500, 100), strict=True):
+        told = summarise(x[start : start + 100])
+        assert (entry.summary.counts == told.counts).all()
+        assert (entry.first_ms, entry.last_ms) == (far[start : start + 100].min(), far[start : start + 100].max())
+        for kept, exact in zip(entry.summary[1:], told[1:], strict=True):
+            assert (np.isnan(kept) == np.isnan(exact)).all()
+            assert (np.abs(kept.astype(float) - exact)[~np.isnan(exact)] <= BOUNDS[~np.isnan(exact)]).all()
+
+
+def test_a_file_says_the_errors_that_it_makes_outside_and_inside_of_episodes(tmp_path: Path, model: CodecModel) -> None:
+    path, x = tmp_path / "f.nrw", recording(500, 2)
+    parts = [slice(0, 150), slice(150, 250), slice(250, 500)]
+    runs = [Run(0, TS_MS[part], x[part], is_fine=part.start == 150) for part in parts]
+    write_file(path, list("abcdef"), ["p"], runs, BOUNDS, model, block_rows=100, in_episode=0.1)
+    opened = BlockFile(path)
+    assert [entry.is_fine for entry in opened.entries] == [False, False, True, False, False, False]
+    for entry in opened.entries:
+        block = opened.block(entry)
+        assert block.ts_ms is not None
+        missed = np.abs(block.values.astype(float) - x[(block.ts_ms - TS_MS[0]) // 1000]) / BOUNDS
+        assert missed.max() <= (0.1 if entry.is_fine else 1)
+        assert missed.max() * 1000 <= entry.largest <= missed.max() * 1000 + 1
+        assert missed.mean() * 1000 <= entry.mean <= missed.mean() * 1000 + 1
+    classes = facts_of(opened)["classes"]
+    assert classes["episode"]["rows"] == 100
+    assert classes["episode"]["largest_error"] <= 0.1 < classes["normal"]["largest_error"]
+    assert sum(one["bytes"] for one in classes.values()) == sum(entry.size for entry in opened.entries)
+
+
+def test_a_model_for_few_rows_is_no_larger_than_what_it_saves(model: CodecModel) -> None:
+    x = recording(600, 1)
+    lean = train_codec([x], BOUNDS, step_ms=1000, served_rows=len(x))
+    full = train_codec([x], BOUNDS, step_ms=1000)
+    rows = [(None, x[i : i + 64]) for i in range(0, 576, 64)]
+    taken = [len(one.to_bytes()) + sum(map(len, encode_blocks(rows, BOUNDS, one))) for one in (lean, full)]
+    assert taken[0] < 0.8 * taken[1]
+    assert CodecModel.from_bytes(lean.to_bytes()).id == lean.id
+    long = train_codec([x], BOUNDS, step_ms=1000, served_rows=10**9)
+    assert len(lean.to_bytes()) < len(long.to_bytes()) / 2
+
+
 def test_a_file_cut_or_altered_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "f.nrw"
-    write_file(path, ["a"], ["p"], [(0, TS_MS, np.zeros((500, 1), np.float32))], np.zeros(1))
+    write_file(path, ["a"], ["p"], [Run(0, TS_MS, np.zeros((500, 1), np.float32))], np.zeros(1))
     whole = path.read_bytes()
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
@@ -198,7 +245,7 @@ def test_compress_inspect_decompress(tmp_path: Path, suffix: str) -> None:
 
 def test_decompressing_bounded_blocks_loads_neither_onnxruntime_nor_torch(tmp_path: Path, model: CodecModel) -> None:
     path = tmp_path / "f.nrw"
-    write_file(path, list("abcdef"), ["p1"], [(0, TS_MS, recording(500, 2))], BOUNDS, model)
+    write_file(path, list("abcdef"), ["p1"], [Run(0, TS_MS, recording(500, 2))], BOUNDS, model)
     code = (
         "import sys; sys.modules.update(dict.fromkeys(['torch', 'onnxruntime', 'onnx', 'faust', 'aiokafka']));"
         "from pathlib import Path; from pipeline.cli.compress import decompress;"
@@ -209,6 +256,33 @@ def test_decompressing_bounded_blocks_loads_neither_onnxruntime_nor_torch(tmp_pa
         check=False,
     )
     assert made.stdout.startswith("500 rows"), made.stderr
+
+
+def test_compress_keeps_the_rows_of_episodes_finer(tmp_path: Path) -> None:
+    x = recording(300, 2)
+    lines = [f"{t},{','.join(map(str, row))}" for t, row in zip(TS_MS[:300].tolist(), x.tolist(), strict=True)]
+    (tmp_path / "in.csv").write_text("ts,a,b,c,d,e,f\n" + "\n".join(lines) + "\n")
+    (tmp_path / "episodes.jsonl").write_text(json.dumps({
+        "device": "in", "state": "opened", "window_start": int(TS_MS[120]), "window_end": int(TS_MS[140]),
+    }) + "\n")
+    runner, packed = CliRunner(), tmp_path / "in.nrw"
+    made = runner.invoke(app, [
+        "compress", str(tmp_path / "in.csv"), "--out", str(packed), "--bound", "1e-2", "--in-episode", "0",
+        "--episodes", str(tmp_path / "episodes.jsonl"),
+    ])
+    assert made.exit_code == 0, made.output
+    facts = json.loads(runner.invoke(app, ["inspect", str(packed), "--json"]).output)
+    assert facts["in_episode"] == 0
+    assert facts["classes"]["episode"]["rows"] == 21 + 32
+    assert facts["classes"]["episode"]["largest_error"] == 0 < facts["classes"]["normal"]["largest_error"]
+    assert "episode: 53 rows" in runner.invoke(app, ["inspect", str(packed)]).output
+    read = np.concatenate([values for _, _, values in BlockFile(packed).read()])
+    assert (read[88:141] == x[88:141]).all()
+    (tmp_path / "episodes.jsonl").write_text("no episodes\n")
+    refused = runner.invoke(app, [
+        "compress", str(tmp_path / "in.csv"), "--out", str(packed), "--episodes", str(tmp_path / "episodes.jsonl"),
+    ])
+    assert "backtest --episodes" in str(refused.exception)
 
 
 def test_a_file_of_latent_blocks_carries_what_reads_it_and_says_its_errors(tmp_path: Path) -> None:

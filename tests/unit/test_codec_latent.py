@@ -1,6 +1,7 @@
 """Latent blocks: small, and honest about their error."""
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from pipeline.codec import BadBlock
@@ -9,7 +10,8 @@ from pipeline.codec.train import train_codec
 from pipeline.core.contract import Channel, Contract
 from pipeline.scoring.latents import LatentDecoder, decoder_graph
 from pipeline.scoring.session import Session
-from training.baselines import fit_pca
+from training.baselines import fit_pca, fit_raw
+from training.ensemble import merge
 
 T, S = 32, 8
 
@@ -76,6 +78,29 @@ def test_a_window_is_rebuilt_to_the_same_bits_whatever_is_rebuilt_with_it(
     _, decoder, known = made
     whole = decoder.windows(known[:100])
     assert all((decoder.windows(known[i : i + 1])[0] == whole[i]).all() for i in (0, 7, 99))
+
+
+def test_the_decoder_of_an_ensemble_is_its_first_members(made: tuple[Session, LatentDecoder, np.ndarray]) -> None:
+    contract = Contract(channels=tuple(Channel(name=f"c{c}") for c in range(S)), window=T, memory=2 * T)
+    windows = np.stack([waves(600, 1)[i : i + T] for i in range(500)])
+    first = fit_pca(windows, contract, kept=0.99)
+    both = merge([("pca", first), ("raw", fit_raw(windows, contract))], contract)
+    z = Session(first).run(windows[:3]).latent
+    alone, joined = (LatentDecoder(decoder_graph(graph)).windows(z) for graph in (first, both))
+    assert (alone == joined).all()
+
+
+def test_a_decoder_of_int8_matrices_is_a_third_and_rebuilds_the_same_but_for_their_rounding() -> None:
+    contract = Contract(channels=tuple(Channel(name=f"c{c}") for c in range(S)), window=T, memory=2 * T)
+    windows = np.stack([waves(600, 1)[i : i + T] for i in range(500)])
+    graph = fit_pca(windows, contract, kept=0.9999)
+    rebuilt = ort.InferenceSession(graph).run(["latent", "rebuilt"], {"x": windows[:50]})
+    decoder = decoder_graph(graph)
+    exact = rebuilt[1].astype(float)
+    missed = LatentDecoder(decoder).windows(rebuilt[0]) - exact
+    assert np.sqrt(np.square(missed).mean()) < 0.02 * exact.std()
+    latents = rebuilt[0].shape[1]
+    assert len(decoder) < 0.6 * 4 * (latents + 1) * T * S
 
 
 def test_an_altered_latent_block_is_refused(made: tuple[Session, LatentDecoder, np.ndarray]) -> None:

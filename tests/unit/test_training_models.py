@@ -6,6 +6,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from pipeline.errors import BadBundle  # noqa: E402
+from pipeline.scoring.latents import LatentDecoder, decoder_graph  # noqa: E402
 from training import export, loop  # noqa: E402
 from training.losses import Batch, contraction, corrupt, reconstruction  # noqa: E402
 from training.models import BY_NAME, Shape  # noqa: E402
@@ -46,6 +47,14 @@ def test_the_exported_file_says_what_torch_says_at_every_batch(spec: dict[str, o
     worst = export.parity(model, content, windows)
     assert set(worst) == {1, 2, 17, 256}
     assert max(worst.values()) <= 1e-5
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_family_has_a_decoder_that_stands_alone(name: str) -> None:
+    model = ready({"model": name})
+    rebuilt, z = model(torch.randn(40, SHAPE.rows, SHAPE.inputs))
+    alone = LatentDecoder(decoder_graph(export.to_onnx(model))).windows(z.detach().numpy())
+    assert np.abs(alone - rebuilt.detach().numpy()).max() < 0.05 * rebuilt.abs().max()
 
 
 def test_an_export_of_other_sizes_is_refused() -> None:
