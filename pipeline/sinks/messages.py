@@ -29,6 +29,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     index      : place of the row in that record, left out where it is 0.
     ts         : the row's time, ms.
     score      : high is anomalous; compare with threshold.
+    is_muted   : maintenance keeps the row from being an anomaly; left out where it does not.
     episode_id : of the episode that the row belongs to, null outside.
     digest     : of the bundle that scored it.
     """
@@ -45,6 +46,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     threshold: float
     is_anomaly: bool
     is_change: bool = False
+    is_muted: bool | msgspec.UnsetType = msgspec.UNSET
     episode_id: str | None = None
     top_channel: str | None = None
     digest: str
