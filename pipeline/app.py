@@ -35,6 +35,7 @@ from pipeline.retraining.queue import JobQueue, connect
 from pipeline.retraining.request import RetrainRequest
 from pipeline.retraining.triggers import Counters, due
 from pipeline.scoring.models import ModelShelf
+from pipeline.scoring.stream import BLANK
 from pipeline.sinks import Record
 
 log = logging.getLogger(__name__)
@@ -309,7 +310,8 @@ class Worker:
         def make() -> RetrainRequest:
             return RetrainRequest(
                 stream=line.name, topic=line.topic, ranges=newest_ranges(settings, line.topic, most),
-                contract_hash=line.contract.hash, champion=champion, reason=reason, requested_ms=now_ms,
+                contract_hash=line.contract.hash, champion=None if champion == BLANK else champion, reason=reason,
+                requested_ms=now_ms,
             )
 
         return make
@@ -333,11 +335,12 @@ class Worker:
             if not line.counts:
                 continue
             counts, name = line.counts, line.name
-            self._rows_since[name] += counts["scored"] + counts["unscored"]
+            self._rows_since[name] += counts["scored"] + counts["warming"] + counts["no_model"]
             metrics.records.labels(name).inc(counts["records"])
             metrics.record_bytes.labels(name).inc(counts["record_bytes"])
             metrics.rows_scored.labels(name).inc(counts["scored"])
-            metrics.rows_unscored.labels(name, "warming").inc(counts["unscored"])
+            for reason in ("warming", "no_model"):
+                metrics.rows_unscored.labels(name, reason).inc(counts[reason])
             metrics.late_rows.labels(name).inc(counts["late"])
             metrics.duplicates.labels(name).inc(counts["duplicates"])
             metrics.muted_rows.labels(name).inc(counts["muted"])

@@ -23,7 +23,7 @@ from pipeline.core.rows import MAX_DEVICES, Clock, Columns, Float
 from pipeline.engine.state_topic import Name, State
 from pipeline.formats import Format, LongReadings, Reason, Rejects, make_decoder
 from pipeline.scoring.blocks import BlockCoder, Class, Coded
-from pipeline.scoring.stream import NO_SLOT, Alarm, Block, Model, Result, Scored, Stream
+from pipeline.scoring.stream import BLANK, NO_SLOT, Alarm, Block, Model, Result, Scored, Stream
 from pipeline.sinks import (
     Anomaly,
     BlockLabel,
@@ -182,7 +182,9 @@ class Line:
 
     def refuses(self, model: Model) -> str:
         """Why the stream's blocks can't be written with this model as the rules ask; "" where they can."""
-        return "" if self._outputs.blocks is None else BlockCoder(self.contract, model, self._rules).refused
+        if self._outputs.blocks is None or model.is_blank:
+            return ""
+        return BlockCoder(self.contract, model, self._rules).refused
 
     def mark(self, partition: int, next_offset: int) -> tuple[int, int]:
         """(mark, stream time as of it), at most `max_replay` records behind once `changed` is safe."""
@@ -376,10 +378,11 @@ class Line:
         for scored in result.scored:
             is_scored = ~np.isnan(scored.score)
             self.counts["scored"] += int(is_scored.sum())
-            self.counts["unscored"] += len(is_scored) - int(is_scored.sum())
+            is_blank = scored.digest == BLANK
+            self.counts["no_model" if is_blank else "warming"] += len(is_scored) - int(is_scored.sum())
             self.counts["muted"] += int((scored.verdict.is_muted & (scored.score > scored.threshold)).sum())
             if self._outputs.scores is not None:
-                outputs += self._scores(scored, np.flatnonzero(is_scored))
+                outputs += self._scores(scored, np.flatnonzero(is_scored | is_blank))
         self.counts["late"] += result.late
         self.counts["duplicates"] += result.duplicates
         self.counts["evicted"] += result.evicted
@@ -420,11 +423,12 @@ class Line:
             verdict.is_muted[index].tolist(), verdict.episode_offset[index].tolist(), strict=True,
         ):
             partition, device, lane = self._place(slot)
+            is_scored = score == score
             records.append(score_record(topic, partition, Score(
                 id=output_id(self.topic, partition, "score", lane, offset, place), stream=self.name, device=device,
-                lane=lane, offset=offset, index=place or msgspec.UNSET, ts=ts, score=score,
-                threshold=scored.threshold, is_anomaly=is_anomaly, is_change=is_change, digest=scored.digest,
-                is_muted=is_muted or msgspec.UNSET,
+                lane=lane, offset=offset, index=place or msgspec.UNSET, ts=ts, score=score if is_scored else None,
+                reason=msgspec.UNSET if is_scored else "no_model", threshold=scored.threshold, is_anomaly=is_anomaly,
+                is_change=is_change, is_muted=is_muted or msgspec.UNSET, digest=scored.digest,
                 episode_id=self._id(partition, "episode", lane, episode) if episode >= 0 else None,
             )))
         return records

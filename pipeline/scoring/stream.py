@@ -35,6 +35,7 @@ from pipeline.core.windows import fill
 from pipeline.errors import BadBundle
 from pipeline.scoring.session import CHUNK, Session
 
+BLANK = "none"  # digest where there is no model yet: nothing is scored; see `pipeline.scoring.blank`
 NO_SLOT = -1    # of an episode of silence: `Rows` has forgotten the device
 BAND_SD = 3.0   # half width of the band around an expected value, in deviations of normal rows
 
@@ -52,6 +53,11 @@ class Model:
     codec: bytes | None = None
     graph: bytes = b""                 # the ONNX file, for the decoder of latent blocks
     latent_codec: bytes | None = None
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it stands for no model."""
+        return self.digest == BLANK
 
 
 @dataclass(slots=True)
@@ -254,6 +260,8 @@ class Stream:
         for slot, stop in zip(slots.tolist(), top.tolist(), strict=True):
             where = np.arange(max(slot * width, stop - rows.keep), stop)
             rows.scaled[where] = self._scaled(model, np.full(len(where), slot), rows.values[where])
+        if model.is_blank:
+            return 0
         for part in _chunks(len(positions)):
             at = positions[part]
             passed = model.session.run(fill(rows.windows(at)))
@@ -423,7 +431,7 @@ class Stream:
         offset, ts_ms, emit = pushed.offset[index], pushed.ts_ms[index], pushed.emit[index]
         rows.scaled[position] = self._scaled(model, slot, rows.values[position])
         rows.mood[position] = self._told_moods(slot, offset, emit)
-        seen = np.flatnonzero(pushed.due[index])
+        seen = np.flatnonzero(pushed.due[index] & (not model.is_blank))
         latent = np.empty((len(seen), model.session.latent), np.float32)
         expected = np.empty((len(seen), len(contract.sensors)), np.float32)
         due = np.flatnonzero(emit[seen])                     # of `seen`: those that get a score

@@ -25,6 +25,7 @@ from pipeline.engine.transport import TP
 from pipeline.formats import Format
 from pipeline.formats.arrow import write_stream
 from pipeline.line import MAX_REPLAY, Line, OutputTopics
+from pipeline.scoring.blank import blank_model
 from pipeline.sinks import BlockLabel, Record, read_block_label
 from tests.support.models import latent_model, small_contract, small_model
 
@@ -247,6 +248,36 @@ def test_a_mark_that_trails_little_changes_no_output(name):
         restored += broken.restored
         assert broken.outputs == whole.outputs, f"{name}, seed {seed}"
     assert restored > 3
+
+
+@pytest.mark.parametrize("name", ["wide", "latents", "thinned"])
+def test_a_stream_without_a_model_says_so_of_each_row_and_scores_as_ever_from_its_first_one_on(name):
+    """Over commits and crashes, too; the rows that it kept meanwhile are in the scores."""
+    kind, unscored = KINDS[name], 0
+    for seed in range(STORIES // 2):
+        rng = np.random.default_rng(seed)
+        log = make_log(kind, rng)
+        swap_at = int(rng.integers(1, len(log)))
+        whole, broken, known = (Run(kind, log, swap_at) for _ in range(3))
+        for run, first in ((whole, blank_model(kind.contract)), (broken, blank_model(kind.contract)),
+                           (known, whole.models[1])):
+            run.models = [first, run.models[1]]
+            run.begin()
+        for run in (whole, known):
+            while run.position < len(log):
+                run.read(len(log))
+        break_often(broken, rng)
+        assert broken.outputs == whole.outputs, f"{name}, seed {seed}"
+        told, all_along = (
+            {name: msgspec.json.decode(content) for (topic, name), contents in run.outputs.items()
+             for content in contents if topic == "scores"} for run in (whole, known)
+        )
+        before = [one for one in told.values() if one["digest"] == "none"]
+        assert {(one["score"], one["reason"], one["is_anomaly"]) for one in before} <= {(None, "no_model", False)}
+        assert all(one["score"] == all_along[name]["score"] for name, one in told.items() if one["digest"] != "none")
+        assert any(topic == "blocks" for topic, _ in whole.outputs)
+        unscored += len(before)
+    assert unscored > 500
 
 
 @pytest.mark.parametrize("name", ["wide", "long", "thinned"])
