@@ -31,6 +31,7 @@ from bench.stream_data import CHANNELS, START_MS, make_bundle
 from pipeline import codec
 from pipeline.agent import Part
 from pipeline.config import Match
+from pipeline.core.records import Records
 from pipeline.engine.transport import TP
 from pipeline.formats import Format
 from pipeline.line import Line, OutputTopics
@@ -72,9 +73,8 @@ class Feed:
         parts = []
         for partition, mine in enumerate(records):
             if mine:
-                time_ms = np.array([record.timestamp for record in mine])
-                offset = np.array([record.offset for record in mine])
-                parts.append(Part(TP("t", partition), mine, offset, time_ms, np.maximum.accumulate(time_ms), 0))
+                columns = Records.of(mine)
+                parts.append(Part(TP("t", partition), columns, np.maximum.accumulate(columns.timestamp), 0))
         began = time.process_time()
         self.line.take(parts)
         self.cpu_s += time.process_time() - began
