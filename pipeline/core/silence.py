@@ -119,7 +119,7 @@ class Silences:
 
     def _leave(self, clock: Clock, device: str, trigger: int, events: list[SilenceEvent]) -> None:
         """A device is no longer silent, or given up."""
-        self._tell(clock, device, trigger, events)
+        self._tell(clock, device, trigger + 1, events)
         one = self._quiet[clock.partition].pop(device)
         self._changed.add((clock.partition, device))
         if one.is_told:

@@ -28,7 +28,7 @@ def wanted(log: list[Record], limit_ms: int, windows: Windows) -> set[tuple[obje
         now = max(now, record.time)
         own = record.device if record.values is not None else None
         for device, (since, row) in life.items():
-            if device not in silent and device != own and now > windows.until(device, since, limit_ms):
+            if device not in silent and now > windows.until(device, since, limit_ms):
                 silent.add(device)
                 found.add(("opened", device, record.offset, since, now, row))
         if own is not None:
