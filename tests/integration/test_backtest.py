@@ -184,7 +184,7 @@ def test_a_window_declared_while_a_worker_runs_holds_from_one_record_on_whoever_
         return any(muted())
 
     try:
-        child = world.start()
+        child = world.start("one")
         send(40)
         world.wait()
         assert not any(muted())
@@ -192,7 +192,7 @@ def test_a_window_declared_while_a_worker_runs_holds_from_one_record_on_whoever_
         until(moves_on, 60, "a row in the window")
         world.kill(child)
         send(40)
-        child = world.start()
+        child = world.start("one")
         world.wait()
         assert world.stop(child) == 0
         (one,) = world.read()
