@@ -23,6 +23,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
+from pipeline.core.maintenance import Plan, Plans
 from pipeline.core.records import Records
 from pipeline.engine.attempts import Attempts
 from pipeline.engine.checkpoint import Checkpoint
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 LEAST_AHEAD = 1_000   # records: `until` is at least this far beyond a commit
 AHEAD_COMMITS = 4     # ... and as far as this many commits at the present rate
 GIVE_UP_COMMIT_S = 3.0
+PLAN_LOOKS, PLAN_LOOK_S = 100, 0.1   # until what a commit knew of maintenance is read here too
 
 
 class Line(Protocol):
@@ -49,6 +51,7 @@ class Line(Protocol):
     ) -> None: ...
     def revoke(self, partition: int) -> None: ...
     def swap(self, partition: int, model: Model) -> int: ...
+    def heed(self, partition: int, plan: Plan) -> None: ...
     def mark(self, partition: int, next_offset: int) -> tuple[int, int]: ...
     def changed(self, partition: int) -> dict[Name, State | None]: ...
     def settled(self) -> None: ...
@@ -93,7 +96,8 @@ class Held:
 
     next     : all triggers below it are delivered.   position : the next offset to read; below `next` in a replay.
     until    : of the last acknowledged commit, -1 before the first.
-    found_until : what the owner before promised; no new digest is named below it.
+    found_until : what the owner before promised; no new digest or plan is named below it.
+    plan     : of maintenance, as the last commit names it.
     told     : what the last acknowledged commit says.
     attempts : deaths at the commit.   crashed : offsets of records that killed whoever read them.
     """
@@ -108,6 +112,7 @@ class Held:
     leftovers: list[bytes]
     attempts: Attempts
     crashed: frozenset[int]
+    plan: Plan
     found_until: int = -1
     position: int = -1
     until: int = -1
@@ -134,12 +139,15 @@ class Agent:
     observe : called after each batch with (parts, outputs, seconds); for metrics.
     idle_after_s : how long no record comes to a partition before what it has open is written as provisional; at least
         the streams' silence. None: never.
+    plans : of maintenance; others read them in. None: there is none.
     """
 
     def __init__(
         self, lines: Sequence[Line], models: Models, outlets: Outlets, commit_interval_s: float,
         observe: Callable[[list[Part], list[Any], float], None], idle_after_s: float | None = None,
+        plans: Plans | None = None,
     ) -> None:
+        self._plans = plans or Plans()
         self._lines: dict[str, list[Line]] = defaultdict(list)
         for line in lines:
             self._lines[line.topic].append(line)
@@ -303,7 +311,9 @@ class Agent:
         }
         states: dict[Name, State] = {}
         leftovers: list[bytes] = []
+        plan = self._plans.wanted()
         if found is not None:
+            plan = await self._plan_as_of(found.plan)
             states, leftovers = await self._outlets.read_state(tp, found.epoch, begin.next)
             if not self._is_on(fetched):
                 return None
@@ -311,11 +321,12 @@ class Agent:
         for line in lines:
             own = {name: state for name, state in states.items() if name.stream == line.name}
             line.assign(tp.partition, models[line.name], begin.next, mark_time, own)
+            line.heed(tp.partition, plan)
         epoch = secrets.token_hex(6)
         held = Held(
             tp, begin.next, found, {name: model.digest for name, model in models.items()},
             Entries(tp.topic, tp.partition, epoch, begin.next, states), epoch, mark_time, leftovers,
-            Attempts.found(found, begin.next, fetched.end), frozenset(found.crashed if found else ()),
+            Attempts.found(found, begin.next, fetched.end), frozenset(found.crashed if found else ()), plan,
             found_until=found.until if found else -1, position=mark, models=models,
         )
         self._held[tp] = held
@@ -323,17 +334,20 @@ class Agent:
         return held
 
     async def _swap(self, held: Held) -> bool:
-        """Change to the wanted models where that is allowed: at a commit that names them, nothing being in flight."""
+        """Change to the wanted models and plan where that is allowed: at a commit that names them, none in flight."""
         if held.replaying or held.next < held.found_until:
             return True
         wanted = {line.name: self._models.wanted(line.name) for line in self._lines[held.tp.topic]}
         changed = {name: model for name, model in wanted.items() if model.digest != held.digests[name]}
-        if not changed:
+        plan = self._plans.wanted()
+        if not changed and plan.end == held.plan.end:
             return True
         held.digests = {name: model.digest for name, model in wanted.items()}
+        held.plan = plan
         if not await self._commit_until(held):
             return False
         for line in self._lines[held.tp.topic]:
+            line.heed(held.tp.partition, plan)
             if line.name in changed:
                 model = changed[line.name]
                 await asyncio.get_running_loop().run_in_executor(self._thread, line.swap, held.tp.partition, model)
@@ -344,6 +358,17 @@ class Agent:
                     model.digest[:12],
                 )
         return True
+
+    async def _plan_as_of(self, end: int) -> Plan:
+        """What a commit knew of maintenance; its last record may come here a moment later than where it was made."""
+        for _ in range(PLAN_LOOKS):
+            if self._plans.end >= end:
+                break
+            await asyncio.sleep(PLAN_LOOK_S)
+        else:
+            log.warning("a commit names offset %d of narrows.maintenance, which ends at %d: was it made anew?", end,
+                        self._plans.end)
+        return self._plans.as_of(end)
 
     # ---------------------------------------------------------------- commits
 
@@ -445,7 +470,9 @@ class Agent:
         until = max(held.next + ahead, held.until, held.found_until, reach)
         attempts, attempt_end = held.attempts.told(held.next, at_work)
         crashed = tuple(sorted(offset for offset in held.crashed if offset >= mark))
-        return Checkpoint(mark, mark_time, until, held.epoch, held.digests, attempts, attempt_end, crashed)
+        return Checkpoint(
+            mark, mark_time, until, held.epoch, held.digests, attempts, attempt_end, crashed, held.plan.end
+        )
 
     # ---------------------------------------------------------------- assignments
 

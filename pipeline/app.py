@@ -20,6 +20,7 @@ from pipeline import codec, formats, topics
 from pipeline.agent import Agent, Held
 from pipeline.agent import Part as Batch
 from pipeline.config import Config, parse_time_ms
+from pipeline.core.maintenance import Plans
 from pipeline.engine import overrides
 from pipeline.engine.deliver import deliver
 from pipeline.engine.state_topic import Name, State, read_entries
@@ -34,6 +35,7 @@ from pipeline.retraining.queue import JobQueue, connect
 from pipeline.retraining.request import RetrainRequest
 from pipeline.retraining.triggers import Counters, due
 from pipeline.scoring.models import ModelShelf
+from pipeline.scoring.stream import BLANK, UNSCORED
 from pipeline.sinks import Record
 
 log = logging.getLogger(__name__)
@@ -74,12 +76,15 @@ class Worker:
                 kafka.topic("features") if stream.outputs.features else None,
                 kafka.topic("dead-letters"), kafka.topic("codecs"),
             ), takes_nameless=first_of_topic[stream.topic] == name, rules=stream.blocks,
-                max_devices=config.worker.max_devices, max_replay=config.worker.max_replay)
+                max_devices=config.worker.max_devices, max_replay=config.worker.max_replay,
+                silence_ms=stream.silence_ms)
             for name, stream in config.streams.items()
         ]
         self.app = _faust_app(config)
+        self.plans = Plans()
         self.agent = Agent(
-            self.lines, self.shelf, self, config.worker.commit_interval_s, self._observe, config.worker.idle_after_s
+            self.lines, self.shelf, self, config.worker.commit_interval_s, self._observe, config.worker.idle_after_s,
+            self.plans,
         )
         self.app.narrows = _settings(config, self.agent)
         self._watchdog = Watchdog(config.worker.stall_s)
@@ -92,6 +97,7 @@ class Worker:
         for topic in sorted({line.topic for line in self.lines}):
             self._add_agent(topic)
         self.app.task(self._look)
+        self.app.task(self._follow)
         self.app.task(self._watch)
         self.app.task(self._serve)
 
@@ -155,6 +161,7 @@ class Worker:
             if refused:
                 raise BadInput(f"streams.{line.name}.blocks asks for latents, but {refused}; or set kind: bounded")
         check_broker(self.config)
+        topics.read_plans(self.config.kafka.client_settings(), self.config.kafka.topic("maintenance"), self.plans)
         self.metrics.runtime.info({
             "provider": self.shelf.wanted(self.lines[0].name).session.provider, "streams": str(len(self.lines)),
         })
@@ -207,6 +214,18 @@ class Worker:
             await self._guard(self.agent.tick())
             self._ask()
             self._show(list(self.agent.held.values()))
+
+    async def _follow(self) -> None:
+        """Windows of maintenance, as people declare them."""
+        settings, name = self.config.kafka.client_settings(), self.config.kafka.topic("maintenance")
+
+        async def read() -> None:
+            async with contextlib.aclosing(topics.follow_plans(settings, name, self.plans, LOOK_EVERY_S)) as looks:
+                async for _ in looks:
+                    if self.app.should_stop:
+                        return
+
+        await self._guard(read())
 
     async def _watch(self) -> None:
         """Once a second, whatever else waits: whether the worker still gets on."""
@@ -274,7 +293,8 @@ class Worker:
         def make() -> RetrainRequest:
             return RetrainRequest(
                 stream=line.name, topic=line.topic, ranges=newest_ranges(settings, line.topic, most),
-                contract_hash=line.contract.hash, champion=champion, reason=reason, requested_ms=now_ms,
+                contract_hash=line.contract.hash, champion=None if champion == BLANK else champion, reason=reason,
+                requested_ms=now_ms,
             )
 
         return make
@@ -298,14 +318,15 @@ class Worker:
             if not line.counts:
                 continue
             counts, name = line.counts, line.name
-            self._rows_since[name] += counts["scored"] + counts["warming"] + counts["between_hops"]
+            self._rows_since[name] += sum(counts[one] for one in ("scored", *UNSCORED))
             metrics.records.labels(name).inc(counts["records"])
             metrics.record_bytes.labels(name).inc(counts["record_bytes"])
             metrics.rows_scored.labels(name).inc(counts["scored"])
-            for reason in ("warming", "between_hops"):
+            for reason in UNSCORED:
                 metrics.rows_unscored.labels(name, reason).inc(counts[reason])
             metrics.late_rows.labels(name).inc(counts["late"])
             metrics.duplicates.labels(name).inc(counts["duplicates"])
+            metrics.muted_rows.labels(name).inc(counts["muted"])
             metrics.block_rows.labels(name).inc(counts["block_rows"])
             for kind, blocks in line.classes.items():
                 metrics.block_class_rows.labels(name, kind).inc(sum(one.rows for one in blocks))
@@ -342,7 +363,7 @@ class Worker:
         metrics.partitions.set(len(held))
         for line in self.lines:
             metrics.devices.labels(line.name).set(line.stream.rows.devices)
-            metrics.open_episodes.labels(line.name).set(len(line.stream.verdicts.open_episodes()))
+            metrics.open_episodes.labels(line.name).set(line.stream.open_episodes)
             metrics.model.labels(line.name).info({"digest": self.shelf.wanted(line.name).digest})
             for one in held:
                 if one.tp.topic == line.topic:
@@ -366,10 +387,10 @@ def check_broker(config: Config) -> dict[str, topics.Facts]:
     written = [topics.TOPICS[name] for name in sorted(optional | {"dead-letters", "state", "codecs"})]
     inputs = sorted({stream.topic for stream in config.streams.values()})
     topics.check_rights(
-        settings, config.kafka.group, [*inputs, config.kafka.topic("state")],
+        settings, config.kafka.group, [*inputs, config.kafka.topic("state"), config.kafka.topic("maintenance")],
         [topic.full_name(prefix) for topic in written],
     )
-    return topics.check(settings, inputs, prefix, written)
+    return topics.check(settings, inputs, prefix, [*written, topics.TOPICS["maintenance"]])
 
 
 def _faust_app(config: Config) -> Any:

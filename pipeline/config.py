@@ -353,6 +353,8 @@ class Stream(_Part, frozen=True):
     outputs  : what is written.
     blocks   : how rows are kept in blocks.
     retrain  : when a new model is asked for.
+    silence_s : a device that sends nothing for so long, while others of its partition do, is told as silent: at least
+        the contract's max_gap_ms + allowance_ms; null = never.
     """
 
     topic: str
@@ -363,8 +365,19 @@ class Stream(_Part, frozen=True):
     outputs: Outputs = Outputs()
     blocks: BlockRules = BlockRules()
     retrain: Retrain = Retrain()
+    silence_s: Seconds | None = None
+
+    @property
+    def silence_ms(self) -> int | None:
+        """`silence_s` in milliseconds."""
+        return None if self.silence_s is None else round(1000 * self.silence_s)
 
     def __post_init__(self) -> None:
+        if self.silence_ms is not None and self.silence_ms < self.contract.silence_ms:
+            raise BadInput(
+                f"silence_s is {self.silence_s:g}: the least is {self.contract.silence_ms / 1000:g}, the contract's "
+                "max_gap_ms + allowance_ms; before that a device counts as one that goes on"
+            )
         unknown = [name for name in self.format.fields if name not in self.contract.names]
         if unknown:
             names = ", ".join(self.contract.names)

@@ -17,12 +17,13 @@ from pipeline.core.block_rules import BlockRules
 from pipeline.core.contract import Contract
 from pipeline.core.ids import INDEX_BITS, LANES, Kind, Lane, output_id
 from pipeline.core.join import Joiner
+from pipeline.core.maintenance import Plan
 from pipeline.core.records import Names, Records, take_names
 from pipeline.core.rows import MAX_DEVICES, Clock, Columns, Float
 from pipeline.engine.state_topic import Name, State
 from pipeline.formats import Format, LongReadings, Reason, Rejects, make_decoder
 from pipeline.scoring.blocks import BlockCoder, Class, Coded
-from pipeline.scoring.stream import Alarm, Block, Model, Result, Scored, Stream
+from pipeline.scoring.stream import BLANK, NO_SLOT, Alarm, Block, Model, Result, Scored, Stream
 from pipeline.sinks import (
     Anomaly,
     BlockLabel,
@@ -41,6 +42,7 @@ from pipeline.sinks import (
 )
 
 MAX_REPLAY = 2_000_000   # records, unless told otherwise
+_OF_SILENCE: dict[str, Kind] = {"opened": "silence opened", "closed": "silence closed"}
 MOST_TOLD = 100_000  # devices with wrong keys that are counted
 
 
@@ -91,7 +93,7 @@ class Line:
 
     max_devices : of one partition; see `core.rows`.  max_replay : records that a mark may trail.
     takes_nameless : reports unreadable records that name no device; one stream of a topic does.
-    rules : how blocks are kept.
+    rules : how blocks are kept.  silence_ms : see `Stream`.
     counts, classes : what happened since metrics last looked, by name; blocks by class (normal, episode).
     wrong_keys : (device, partition, another one) of devices that showed up in two, each device once; cleared likewise.
     """
@@ -99,7 +101,7 @@ class Line:
     def __init__(
         self, name: str, topic: str, contract: Contract, spec: Format, match: Match, outputs: OutputTopics,
         capacity: int = 64, room: int = 256, takes_nameless: bool = True, rules: BlockRules = BlockRules(),
-        max_devices: int = MAX_DEVICES, max_replay: int = MAX_REPLAY,
+        max_devices: int = MAX_DEVICES, max_replay: int = MAX_REPLAY, silence_ms: int | None = None,
     ) -> None:
         self.name, self.topic, self.contract = name, topic, contract
         self._outputs = outputs
@@ -112,6 +114,7 @@ class Line:
         self.stream = Stream(
             contract, capacity, room, give_blocks=outputs.blocks is not None or outputs.features is not None,
             keep_latents=outputs.blocks is not None and rules.wants_latents, max_devices=max_devices,
+            silence_ms=silence_ms,
         )
         self._joiner = Joiner(contract, max_devices) if spec.layout == "long" or contract.resample else None
         self._coders: dict[str, BlockCoder] = {}
@@ -137,8 +140,9 @@ class Line:
         """Begin a partition. states : as of `emit_from`."""
         verdicts = {(name.device, name.late): state for name, state in states.items() if name.kind == "verdict"}
         aside = {name.device: state for name, state in states.items() if name.kind == "aside"}
+        silences = {name.device: state for name, state in states.items() if name.kind == "silence"}
         with_rows = {device: state for device, state in aside.items() if state["rows"] is not None}
-        self.stream.assign(partition, model, emit_from, mark_time, verdicts, with_rows)
+        self.stream.assign(partition, model, emit_from, mark_time, verdicts, with_rows, silences)
         self._use(partition, model)
         self._resting.pop(partition, None)
         self._told.pop(partition, None)
@@ -161,6 +165,10 @@ class Line:
         self._use(partition, model)
         return self.stream.swap(partition, model)
 
+    def heed(self, partition: int, plan: Plan) -> None:
+        """See `Stream.heed`."""
+        self.stream.heed(partition, plan.of(self.name))
+
     def _use(self, partition: int, model: Model) -> None:
         self._models[partition] = model
         if self._outputs.blocks is None or model.digest in self._coders:
@@ -175,7 +183,9 @@ class Line:
 
     def refuses(self, model: Model) -> str:
         """Why the stream's blocks can't be written with this model as the rules ask; "" where they can."""
-        return "" if self._outputs.blocks is None else BlockCoder(self.contract, model, self._rules).refused
+        if self._outputs.blocks is None or model.is_blank:
+            return ""
+        return BlockCoder(self.contract, model, self._rules).refused
 
     def mark(self, partition: int, next_offset: int) -> tuple[int, int]:
         """(mark, stream time as of it), at most `max_replay` records behind once `changed` is safe."""
@@ -198,6 +208,9 @@ class Line:
             for slot in self.stream.changed() if rows.partition[slot] == partition
         } | {
             Name(self.name, device, kind="aside"): state for device, state in self._put_aside(partition).items()
+        } | {
+            Name(self.name, device, kind="silence"): state
+            for device, state in (self.stream.silences.changed(partition) if self.stream.silences else {}).items()
         }
 
     def _put_aside(self, partition: int) -> dict[str, State | None]:
@@ -236,6 +249,8 @@ class Line:
     def settled(self) -> None:
         """What `changed` told is safe."""
         self.stream.settled()
+        if self.stream.silences is not None:
+            self.stream.silences.settled()
         self._resting.clear()
         for partition, told in self._proposed.items():
             for device, state in told.items():
@@ -361,12 +376,13 @@ class Line:
         return device in self._match.devices or (prefix is not None and device.startswith(prefix))
 
     def _take_result(self, result: Result, outputs: list[Record]) -> None:
-        if self._outputs.scores is not None:
-            for scored in result.scored:
-                outputs += self._scores(scored, np.flatnonzero(~np.isnan(scored.score)))
+        for scored in result.scored:
+            self.counts["muted"] += int((scored.verdict.is_muted & (scored.score > scored.threshold)).sum())
+            if self._outputs.scores is not None:
+                told = scored.digest == BLANK or ~np.isnan(scored.score)
+                outputs += self._scores(scored, np.flatnonzero(np.broadcast_to(told, scored.score.shape)))
         self.counts["scored"] += result.scored_rows
-        self.counts["warming"] += result.warming
-        self.counts["between_hops"] += result.between_hops
+        self.counts.update(result.unscored)
         self.counts["late"] += result.late
         self.counts["duplicates"] += result.duplicates
         self.counts["evicted"] += result.evicted
@@ -401,23 +417,27 @@ class Line:
         verdict = scored.verdict
         records = []
         offsets, places = self.unname(scored.offset[index])
-        for slot, offset, place, ts, score, is_anomaly, is_change, episode in zip(
+        for slot, offset, place, ts, score, is_anomaly, is_change, is_muted, episode in zip(
             scored.slot[index].tolist(), offsets.tolist(), places.tolist(), scored.ts_ms[index].tolist(),
             scored.score[index].tolist(), verdict.is_anomaly[index].tolist(), verdict.is_change[index].tolist(),
-            verdict.episode_offset[index].tolist(), strict=True,
+            verdict.is_muted[index].tolist(), verdict.episode_offset[index].tolist(), strict=True,
         ):
             partition, device, lane = self._place(slot)
+            is_scored = score == score
             records.append(score_record(topic, partition, Score(
                 id=output_id(self.topic, partition, "score", lane, offset, place), stream=self.name, device=device,
-                lane=lane, offset=offset, index=place or msgspec.UNSET, ts=ts, score=score,
-                threshold=scored.threshold, is_anomaly=is_anomaly, is_change=is_change, digest=scored.digest,
+                lane=lane, offset=offset, index=place or msgspec.UNSET, ts=ts, score=score if is_scored else None,
+                reason=msgspec.UNSET if is_scored else "no_model", threshold=scored.threshold, is_anomaly=is_anomaly,
+                is_change=is_change, is_muted=is_muted or msgspec.UNSET, digest=scored.digest,
                 episode_id=self._id(partition, "episode", lane, episode) if episode >= 0 else None,
             )))
         return records
 
     def _anomaly(self, alarm: Alarm, final: bool = True) -> Record:
-        event = alarm.event
-        partition, device, lane = self._place(event.slot)
+        event, lane = alarm.event, LANES[alarm.late]
+        episode: Kind
+        told: Kind
+        episode, told = ("episode", event.kind) if event.slot != NO_SLOT else ("silence", _OF_SILENCE[event.kind])
         explained: dict[str, Any] = {}
         if alarm.contributions is not None and alarm.directions is not None:
             explained = {
@@ -431,10 +451,10 @@ class Line:
             }
         # Opened and closed once an episode, updated at most once a row: unique without the device's name.
         at = alarm.name if event.kind == "updated" else event.start_offset
-        return anomaly_record(self._outputs.anomalies or "", partition, Anomaly(
-            id=self._id(partition, event.kind, lane, at),
-            episode_id=self._id(partition, "episode", lane, event.start_offset),
-            stream=self.name, device=device, lane=lane, state=event.kind, window_start=event.start_ts,
+        return anomaly_record(self._outputs.anomalies or "", alarm.partition, Anomaly(
+            id=self._id(alarm.partition, told, lane, at),
+            episode_id=self._id(alarm.partition, episode, lane, event.start_offset),
+            stream=self.name, device=alarm.device, lane=lane, state=event.kind, window_start=event.start_ts,
             window_end=event.end_ts, score=event.score, peak=event.peak, threshold=alarm.threshold,
             severity=event.severity, kind=alarm.kind, digest=alarm.digest, trigger=event.trigger, final=final,
             index=(alarm.name >= 0 and self.unname(alarm.name)[1]) or msgspec.UNSET, **explained,

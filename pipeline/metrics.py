@@ -49,6 +49,7 @@ class Metrics:
         self.rows_scored = counter("rows_scored", "Rows with a score.", "stream")
         self.rows_unscored = counter("rows_unscored", "Rows without a score.", "stream", "reason")
         self.episodes = counter("episodes", "Events of episodes.", "stream", "state")
+        self.muted_rows = counter("muted_rows", "Rows over the threshold in maintenance.", "stream")
         self.outputs = counter("outputs", "Records delivered.", "topic")
         self.output_bytes = counter("output_bytes", "Bytes of the values of records delivered.", "topic")
         self.block_rows = counter("block_rows", "Rows that went into blocks.", "stream")

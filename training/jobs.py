@@ -4,6 +4,7 @@
 `pipeline.retraining.run`'s.
 """
 
+import contextlib
 import logging
 import time
 from dataclasses import replace
@@ -13,11 +14,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Config, Stream
+from pipeline.core.maintenance import Plans
 from pipeline.errors import BadInput
 from pipeline.formats.files import Table
 from pipeline.registry.bundle import Bundle, load_bundle
 from pipeline.retraining.request import RetrainRequest
 from pipeline.retraining.run import Challenger, Report, Train
+from pipeline.topics.maintenance import read_plans
 from pipeline.topics.reader import begin_offsets, end_offsets, newest_by_key
 from training.calibrate import calibrate
 from training.duel import cut, measure
@@ -82,7 +85,8 @@ def _stream(config: Config, request: RetrainRequest) -> Stream:
 def _read(
     config: Config, stream: Stream, request: RetrainRequest, report: Report,
 ) -> tuple[Table, np.ndarray, np.ndarray, dict[str, Any]]:
-    """Rows of the main lane, which of them were alerted, which of those falsely, and what the manifest says of it."""
+    """Rows of the main lane, which of them to leave out, which of those because of a false alert, and what the
+    manifest says of it. Left out are rows of alerts and of maintenance."""
     settings = config.kafka.client_settings()
     table = main_lane(read_table(
         settings, request.topic, request.ranges, stream.contract, stream.format, matches=_matches(stream),
@@ -98,11 +102,16 @@ def _read(
         log.warning("stream %s: no rows are masked: %s", request.stream, error)
         spans = {}
     false = called_false(_marks(config))
-    masked = mask(table, spans.values())
+    plans = Plans()
+    with contextlib.suppress(BadInput):                  # no such topic: nobody has declared anything
+        read_plans(settings, config.kafka.topic("maintenance"), plans)
+    plan = plans.wanted()
+    masked = mask(table, spans.values()) | plan.of(request.stream).cover(table.devices, table.device, table.ts_ms)
     pardoned = mask(table, [span for name, span in spans.items() if name in false])
     source = {
         "topic": request.topic, "ranges": {str(partition): list(span) for partition, span in request.ranges.items()},
         "anomalies": {str(partition): list(span) for partition, span in ranges.items()}, "job": request.job_id,
+        "maintenance": plan.end,
         "reason": request.reason,
     }
     return table, masked, pardoned, source

@@ -35,6 +35,7 @@ class _Alert(msgspec.Struct, frozen=True, gc=False):
     state: str
     window_start: int
     window_end: int
+    kind: str = ""
 
 
 def read_table(
@@ -125,16 +126,19 @@ def alerted(settings: Settings, topic: str, ranges: Ranges, stream: str, table: 
 
 
 def episodes(settings: Settings, topic: str, ranges: Ranges, stream: str) -> dict[str, tuple[str, int, int]]:
-    """Alerted episodes of a stream: episode id -> (device, first ms, last ms)."""
+    """Alerted episodes of a stream: episode id -> (device, first ms, last ms). Those of silence have no rows."""
     read = msgspec.json.Decoder(_Alert).decode
     spans: dict[str, tuple[str, int, int]] = {}
+    silent: set[str] = set()
     for partition, (start, end) in sorted(ranges.items()):
         for record in read_range(settings, topic, partition, start, end):
             try:
                 alert = read(record.value or b"")
             except msgspec.DecodeError:
                 continue
-            if alert.stream == stream:
+            if alert.kind == "silence" and alert.state == "opened":
+                silent.add(alert.episode_id)
+            elif alert.stream == stream and alert.episode_id not in silent:
                 until = alert.window_end if alert.state == "closed" else np.iinfo(np.int64).max
                 spans[alert.episode_id] = (alert.device, alert.window_start, until)
     return spans

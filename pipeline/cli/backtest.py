@@ -12,20 +12,25 @@ import typer
 
 from pipeline.cli import options as common
 from pipeline.cli.files import file_options, read_told
-from pipeline.core.ids import LANES, output_id
+from pipeline.core.ids import LANES, Kind, output_id
 from pipeline.core.join import Joiner
+from pipeline.core.maintenance import Window, Windows
 from pipeline.core.rows import Clock, Columns
+from pipeline.errors import BadInput
 from pipeline.formats import Reason
 from pipeline.formats.files import Table
 from pipeline.registry.bundle import Bundle, load_bundle
 from pipeline.scoring.gate import open_session
-from pipeline.scoring.stream import Alarm, Model, Result, Stream
+from pipeline.scoring.stream import NO_SLOT, Alarm, Model, Result, Stream
 
 TOPIC = "backtest"
 
 
 class Scores:
-    """What became of each row of a table, in input order. score : NaN where unscored; reason says why."""
+    """What became of each row of a table, in input order.
+
+    score : NaN where unscored. reason : why, or `maintenance` of a scored row that could raise no alert.
+    """
 
     def __init__(self, rows: int, sensors: int) -> None:
         self.score = np.full(rows, np.nan, np.float32)
@@ -48,20 +53,27 @@ class Scores:
             if scored.contributions is not None:
                 self.contributions[at] = scored.contributions
             warming = scored.run < stream.contract.window
-            self.reason[at] = np.where(warming, "warming", np.where(np.isnan(scored.score), "between hops", ""))
+            unscored = np.where(np.isnan(scored.score), "between hops", "")
+            unscored[scored.verdict.is_muted] = "maintenance"
+            self.reason[at] = np.where(warming, "warming", unscored)
 
 
 def run_backtest(
-    bundle: Bundle, table: Table, batch_rows: int, provider: str = "cpu"
+    bundle: Bundle, table: Table, batch_rows: int, provider: str = "cpu", windows: Windows = Windows(),
+    silence_ms: int | None = None,
 ) -> tuple[Scores, list[tuple[str, bool, Alarm]]]:
     """Scores of every row, and the events of episodes as (device, late lane, alarm), in the order of their triggers.
 
     Rows are taken in input order; a row's time is also its record's timestamp. batch_rows never changes a result.
+    windows : of maintenance, known from the first row on.   silence_ms : see `Stream`.
     """
     contract = bundle.contract
     model = Model(bundle.digest, open_session(bundle, provider), bundle.scaling, bundle.scorer, bundle.codec)
-    stream = Stream(contract, capacity=max(1, len(table.devices)), contributions=True, give_blocks=False)
+    stream = Stream(
+        contract, capacity=max(1, len(table.devices)), contributions=True, give_blocks=False, silence_ms=silence_ms
+    )
     stream.assign(0, model, 0, -1)
+    stream.heed(0, windows)
     joiner = Joiner(contract) if contract.resample else None
     scores = Scores(len(table), len(contract.sensors))
     alarms: list[tuple[str, bool, Alarm]] = []
@@ -87,8 +99,7 @@ def run_backtest(
             )
         result = stream.push(columns, [clock])
         scores.take(stream, result)
-        rows = stream.rows
-        alarms += [(rows.names[one.event.slot], rows.is_late(one.event.slot), one) for one in result.alarms]
+        alarms += [(one.device, one.late, one) for one in result.alarms]
     return scores, sorted(alarms, key=lambda alarm: (alarm[2].event.trigger, alarm[0], alarm[1]))
 
 
@@ -103,6 +114,12 @@ def backtest(
     batch_rows: Annotated[int, typer.Option(min=1, help="Rows of a batch; never changes a result.")] = 5000,
     episodes: Annotated[Path | None, typer.Option(help="JSON lines to write: one event of an episode each.")] = None,
     contributions: Annotated[bool, typer.Option("--contributions", help="Add a column c:CHANNEL each.")] = False,
+    maintenance: Annotated[
+        Path | None, typer.Option(help="Maintenance windows: what `narrows maintenance list --json` prints.")
+    ] = None,
+    silence_s: Annotated[
+        float | None, typer.Option(help="A device that sends nothing for so long is told; default never.")
+    ] = None,
     provider: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     time_column: common.TimeColumn = None,
     time_unit: common.TimeUnit = None,
@@ -121,7 +138,8 @@ def backtest(
         time_column, time_unit, step, device_column, rows=rows, missing=missing, channels=made.contract.names,
     )
     table = read_told(files, given)
-    scores, alarms = run_backtest(made, table, batch_rows, provider)
+    silence_ms = None if silence_s is None else round(1000 * silence_s)
+    scores, alarms = run_backtest(made, table, batch_rows, provider, _windows(maintenance), silence_ms)
     _write_scores(out, made, table, scores, contributions)
     if episodes is not None:
         _write_episodes(episodes, made, alarms)
@@ -136,6 +154,16 @@ def backtest(
             f"{facts['rows']} rows, {facts['scored']} scored, {facts['anomalous']} anomalous in {facts['episodes']} "
             f"episodes by bundle {made.short}: {out}"
         )
+
+
+def _windows(path: Path | None) -> Windows:
+    """The windows of a file, whatever stream they are of."""
+    if path is None:
+        return Windows()
+    try:
+        return Windows(msgspec.json.decode(path.read_bytes(), type=list[Window]))
+    except (OSError, msgspec.DecodeError) as error:
+        raise BadInput(f"--maintenance {path}: {error}; give what `narrows maintenance list --json` prints") from error
 
 
 def _write_scores(out: Path, bundle: Bundle, table: Table, scores: Scores, contributions: bool) -> None:
@@ -173,8 +201,9 @@ def _write_episodes(out: Path, bundle: Bundle, alarms: list[tuple[str, bool, Ala
         for device, late, alarm in alarms:
             event = alarm.event
             explained = [] if alarm.contributions is None else alarm.contributions.tolist()
+            own: Kind = "silence" if event.slot == NO_SLOT else "episode"
             file.write(msgspec.json.encode({
-                "episode_id": output_id(TOPIC, 0, "episode", LANES[late], event.start_offset), "device": device,
+                "episode_id": output_id(TOPIC, 0, own, LANES[late], event.start_offset), "device": device,
                 "lane": LANES[late], "state": event.kind, "row": event.trigger, "window_start": event.start_ts,
                 "window_end": event.end_ts, "score": event.score, "peak": event.peak, "threshold": alarm.threshold,
                 "severity": event.severity, "kind": alarm.kind,

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from pipeline.cli.options import ConfigFile, Json
+from pipeline.cli.options import ConfigFile, Json, time_ms
 from pipeline.cli.tables import RowWriter, open_decoder
 from pipeline.codec import BadBlock, unpack_frame
 from pipeline.codec.block import LATENT, kind_of_block
 from pipeline.codec.summary import take_summary
 from pipeline.codec.wire import Reader
-from pipeline.config import Config, load_config, parse_time_ms
+from pipeline.config import Config, load_config
 from pipeline.errors import BadInput
 from pipeline.sinks.blocks import BlockReader, LabelledBlock, each_once
 from pipeline.topics import Record, Settings, begin_offsets, end_offsets, newest_by_key, offsets_at, read_range
@@ -167,9 +167,7 @@ def open_reader(tree: Config) -> BlockReader:
 
 
 def _time(key: str, text: str | None) -> int | None:
-    if text is None:
-        return None
-    return int(text) if text.lstrip("-").isdigit() else parse_time_ms(key, text)
+    return None if text is None else time_ms(key, text)
 
 
 def _records(tree: Config, topic: str, since: int | None, only: int | None) -> Iterator[Record]:

@@ -368,7 +368,7 @@ def _check(facts: Facts, tree: Config, fleet: Fleet, playing: Playing) -> None:
     stream: Stream = tree.streams[STREAM]
     settings = tree.kafka.client_settings()
     seen = SeenOnce()
-    contents: dict[str, tuple[float, str]] = {}
+    contents: dict[str, tuple[float | None, str]] = {}
     digests: dict[str, int] = {}
     for _, record in read_topic(settings, tree.kafka.topic("scores")):
         score = read_score(record.value or b"")

@@ -188,8 +188,8 @@ def _folder(tree: Config, name: str, stream: Stream) -> tuple[Path, str]:
         return registry.path(name, champion.digest), f"champion, revision {champion.revision}"
     if stream.bundle is None:
         raise NarrowsError(
-            f"stream {name} has no champion and no bundle: `narrows train`, then streams.{name}.bundle, or "
-            f"`narrows models promote`"
+            f"stream {name} has no champion and no bundle, so its rows are unscored: `narrows train`, then "
+            f"streams.{name}.bundle, or `narrows models promote`"
         )
     return Path(stream.bundle), f"at {stream.bundle}"
 

@@ -16,7 +16,7 @@ from pipeline.config import Config, load_config
 from pipeline.core.records import Records
 from pipeline.core.scaling import Scaling
 from pipeline.engine.transport import TP
-from pipeline.errors import BadInput
+from pipeline.errors import BadInput, StopWorker
 from pipeline.formats.readings import Reason
 from pipeline.line import Line, OutputTopics
 from pipeline.registry.store import Registry
@@ -83,7 +83,13 @@ def score_again(config: Config, partition: int, anomaly: Anomaly) -> tuple[dict[
         Registry(config.registry.path), {anomaly.stream: stream.contract},
         {anomaly.stream: Path(stream.bundle)} if stream.bundle is not None else {}, config.worker.provider,
     )
-    model = shelf.load(anomaly.stream, anomaly.digest)
+    try:
+        model = shelf.load(anomaly.stream, anomaly.digest)
+    except StopWorker as error:
+        raise BadInput(
+            f"the alert was made by bundle {anomaly.digest[:12]}, which is neither in the registry nor configured "
+            f"({error.__cause__}): put it back there"
+        ) from error
     settings = config.kafka.client_settings()
     first = topics.begin_offsets(settings, stream.topic)[partition]
     crashed = _crashed(config, stream.topic, partition)

@@ -39,6 +39,7 @@ COMMANDS: dict[str, Place] = {
     "backtest": Place("pipeline.cli.backtest:backtest", "Score a file as the stream would."),
     "explain": Place("pipeline.cli.explain:explain", "Score an alert again, from its offsets and digest."),
     "feedback": Place("pipeline.cli.feedback:feedback", "Say whether an alert was right."),
+    "maintenance": Place("pipeline.cli.maintenance:app", "Spans of time in which devices raise no alert."),
     "models": Place("pipeline.cli.models:app", "The registry: list, show, verify, promote, roll back."),
     "jobs": Place("pipeline.cli.jobs:app", "Retraining jobs: list, submit, cancel."),
     "compress": Place("pipeline.cli.compress:compress", "Write a file as bounded blocks."),

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from pipeline.config import parse_time_ms
+
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Configuration file; default narrows.yaml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
 Files = Annotated[list[Path], typer.Argument(help="CSV, Parquet or JSON lines.", show_default=False)]
@@ -28,3 +30,8 @@ ContextColumns = Annotated[
 ]
 Rows = Annotated[str | None, typer.Option("--rows", help="FIRST:LAST rows of each file, either end open.")]
 Missing = Annotated[float | None, typer.Option("--missing", help="A number that stands for a missing value.")]
+
+
+def time_ms(option: str, text: str) -> int:
+    """Milliseconds of an option's time: epoch milliseconds, or ISO 8601. Raises BadInput naming the option."""
+    return int(text) if text.lstrip("-").isdigit() else parse_time_ms(option, text)

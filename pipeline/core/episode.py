@@ -55,11 +55,13 @@ class Verdict:
 
     is_anomaly     : (n,) bool.   episode_offset : (n,) int64, the opening row's offset, -1 outside of an anomaly.
     is_change      : (n,) bool, a change point is announced at this row.
+    is_muted       : (n,) bool, maintenance keeps the row from being an anomaly.
     """
 
     is_anomaly: np.ndarray
     episode_offset: np.ndarray
     is_change: np.ndarray
+    is_muted: np.ndarray
     events: list[EpisodeEvent] = field(default_factory=list)
 
 
@@ -82,9 +84,10 @@ class _State:
     peak_offset: int = -1
     severity: int = 0
     kind: str = ""            # of the open episode, as `Verdicts.name` was told
+    muted: int = 0            # scored rows over the threshold that still count to the maintenance before them
 
     def at_rest(self) -> bool:
-        return not (self.over or self.is_open or self.quiet or self.level)
+        return not (self.over or self.is_open or self.quiet or self.level or self.muted)
 
 
 _FIELDS = tuple(_State.__slots__)
@@ -94,27 +97,32 @@ class Verdicts:
     """Episodes of all slots of a partition.
 
     rule : the contract's.   capacity : slots 0..capacity-1 exist (a slot is one device in one lane).
+    reach : scored rows that one score stands on. So many rows over the threshold, without one below it, still count to
+        the maintenance that they follow: what was done there moves their scores.
     """
 
-    def __init__(self, rule: EpisodeRule, capacity: int) -> None:
+    def __init__(self, rule: EpisodeRule, capacity: int, reach: int = 1) -> None:
         self._rule = rule
+        self._reach = reach
         self._states: dict[int, _State] = {}
         self._busy = np.zeros(capacity, dtype=bool)   # slots that are not at rest
         self._changed: set[int] = set()
 
     def push(
         self, slot: np.ndarray, offset: np.ndarray, ts_ms: np.ndarray, score: np.ndarray, threshold: float,
-        shift: np.ndarray | None = None, shift_threshold: float = float("inf"),
+        shift: np.ndarray | None = None, shift_threshold: float = float("inf"), muted: np.ndarray | None = None,
     ) -> Verdict:
         """Verdicts of rows that arrive grouped by slot and ordered within a slot.
 
         slot, offset, ts_ms : (n,) int64.   score : (n,) float32, NaN where the row is not scored: it gets no verdict
         and leaves the state alone.   shift : (n,) float32 from `Scorer.shift`.
+        muted : (n,) bool, rows in maintenance: none of them is an anomaly, and an open episode ends at the first.
         """
         count = len(slot)
         is_anomaly = np.zeros(count, dtype=bool)
         episode_offset = np.full(count, -1, dtype=np.int64)
         is_change = np.zeros(count, dtype=bool)
+        is_muted = np.zeros(count, dtype=bool) if muted is None else muted.copy()
         events: list[EpisodeEvent] = []
         with np.errstate(invalid="ignore"):
             hot = score > threshold
@@ -126,9 +134,9 @@ class Verdicts:
             stirred[slot[hot]] = True
             rows = np.flatnonzero(stirred[slot])
             shifts = np.zeros(len(rows)) if shift is None else shift[rows].astype(np.float64)
-            for row, at, place, time, value, change in zip(
+            for row, at, place, time, value, change, in_window in zip(
                 rows.tolist(), slot[rows].tolist(), offset[rows].tolist(), ts_ms[rows].tolist(),
-                score[rows].astype(np.float64).tolist(), shifts.tolist(), strict=True,
+                score[rows].astype(np.float64).tolist(), shifts.tolist(), is_muted[rows].tolist(), strict=True,
             ):
                 if value != value:
                     continue
@@ -139,16 +147,32 @@ class Verdicts:
                     state = self._states[at] = _State()
                     self._busy[at] = True
                 self._changed.add(at)
-                self._step(state, at, row, place, time, value, value / threshold, events)
+                is_over = value > threshold
+                if in_window or (is_over and state.muted):
+                    is_muted[row] = True
+                    state.muted = (self._reach if in_window else state.muted) - 1 if is_over else 0
+                    self._mute(state, at, row, place, value, events)
+                else:
+                    state.muted = 0
+                    self._step(state, at, row, place, time, value, value / threshold, events)
                 if state.is_on:
                     is_anomaly[row], episode_offset[row] = True, state.start_offset
                 if state.quiet:
                     state.quiet -= 1
-                elif change > shift_threshold:
+                elif change > shift_threshold and not is_muted[row]:
                     is_change[row], state.quiet = True, self._rule.refractory_rows
                 if state.at_rest():
                     self._rest(at)
-        return Verdict(is_anomaly, episode_offset, is_change, events)
+        return Verdict(is_anomaly, episode_offset, is_change, is_muted, events)
+
+    def _mute(
+        self, state: _State, slot: int, row: int, offset: int, score: float, events: list[EpisodeEvent]
+    ) -> None:
+        """One scored row of a device in maintenance: what is open ends, and nothing counts towards another one."""
+        if state.is_open:
+            events.append(_event("closed", state, slot, offset, row, score))
+            _forget_episode(state)
+        state.is_on, state.over, state.level = False, 0, 0.0
 
     def _step(
         self, state: _State, slot: int, row: int, offset: int, ts_ms: int, score: float, ratio: float,
@@ -293,6 +317,11 @@ def episode_rows(mood: np.ndarray, n: int) -> np.ndarray:
     counts[run[filled == ANOMALOUS]] = True
     counts[run[-1]] |= hot[-1]
     return (hot & counts[run])[:n]
+
+
+def severity_of(ratio: float) -> Severity:
+    """How severe an episode is whose peak is so many thresholds."""
+    return SEVERITIES[_severity(ratio)]
 
 
 def _severity(ratio: float) -> int:

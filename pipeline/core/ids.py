@@ -3,7 +3,10 @@
 from hashlib import blake2b
 from typing import Literal
 
-Kind = Literal["score", "episode", "opened", "updated", "closed", "block", "features", "dead-letter"]
+Kind = Literal[
+    "score", "episode", "opened", "updated", "closed", "block", "features", "dead-letter",
+    "silence", "silence opened", "silence closed",    # an episode of silence stands for the device's last row
+]
 Lane = Literal["main", "late"]
 
 LANES: tuple[Lane, Lane] = ("main", "late")

@@ -115,6 +115,8 @@ class Pushed:
     ended    : (slot, trigger) of lanes that fell silent and have no row since; delivered ones left out.
     evicted  : main slot -> trigger, of devices that were forgotten to make room; for them silence above means that.
     duplicates : rows dropped because the device had sent them before, with equal values.
+    hushed   : (main slot, trigger, stream time at its last record, its last row's offset) of devices that fell silent,
+               those too that are back by now.
     """
 
     slot: Int
@@ -131,6 +133,7 @@ class Pushed:
     late: bool
     duplicates: int
     evicted: dict[int, int] = field(default_factory=dict)
+    hushed: list[tuple[int, int, int, int]] = field(default_factory=list)
 
 
 def group_starts(key: Int) -> Bool:
@@ -414,6 +417,7 @@ class Rows:
                 rows = rows.take(np.flatnonzero(fresh))
         evicted: dict[int, int] = {}
         silences: dict[tuple[int, int], int] = {}
+        hushed: list[tuple[int, int, int, int]] = []
         if len(rows.device):
             for clock in clocks:
                 if len(self._index[clock.partition]) > self.max_devices:
@@ -422,17 +426,18 @@ class Rows:
             rows = rows.take(np.argsort(key, kind="stable"))      # numpy sorts 16 bits by radix
             first = group_starts(rows.device)
             starts = np.flatnonzero(first)
-            forgotten, epoch = self._silence(rows, starts, clocks, silences, evicted)
+            forgotten, epoch = self._silence(rows, starts, clocks, silences, evicted, hushed)
             is_main = self._lanes(rows, first, starts, forgotten)
             if is_main.all():
                 pushed.append(self._append(rows, rows.device, epoch, rows.pin, rows.pin_time, silences, 0))
             else:
                 pushed += self._split_lanes(rows, epoch, is_main, silences)
-        closed, ended = self._sweep(clocks, silences, evicted)
+        closed, ended = self._sweep(clocks, silences, evicted, hushed)
         if not pushed:
             pushed.append(self.nothing())
         pushed[-1].closed = _join(pushed[-1].closed, closed)
         pushed[-1].ended = ended
+        pushed[-1].hushed = hushed
         for one in pushed:
             one.evicted = evicted
         return pushed
@@ -477,13 +482,13 @@ class Rows:
 
     def _silence(
         self, rows: Columns, starts: Int, clocks: Sequence[Clock], silences: dict[tuple[int, int], int],
-        evicted: dict[int, int],
+        evicted: dict[int, int], hushed: list[tuple[int, int, int, int]],
     ) -> tuple[Bool, Int]:
         """Which rows find their device forgotten, and the device's epoch at each row.
 
         Silence is stream time now minus stream time at the device's last record: two readings of one clock. Any
         record of a device, a late one too, is a sign of life. Fills `silences`: (device, epoch) -> trigger; who was
-        evicted and came back is among them.
+        evicted and came back is among them. Adds to `hushed` who was not.
         """
         devices, life = rows.device[starts], rows.stream_time
         previous = np.empty(len(life), np.int64)
@@ -502,11 +507,15 @@ class Rows:
             self.aside[rows.device[found]] = -1
             triggers = self._silence_triggers(clocks, rows.device[found], previous[found])
             triggers = np.where(triggers < 0, rows.trigger[found], triggers)    # cut off from a record of several rows
-            is_first = np.isin(found, starts).tolist()
-            for device, before, trigger, is_start in zip(
-                rows.device[found].tolist(), (epoch[found] - 1).tolist(), triggers.tolist(), is_first, strict=True
+            is_first = np.isin(found, starts)
+            last = np.where(is_first, self.last_row[rows.device[found]], rows.offset[found - 1])
+            for device, before, trigger, is_start, was, row in zip(
+                rows.device[found].tolist(), (epoch[found] - 1).tolist(), triggers.tolist(), is_first.tolist(),
+                previous[found].tolist(), last.tolist(), strict=True,
             ):
                 silences[device, before] = evicted.get(device, trigger) if is_start else trigger
+                if not is_start or device not in evicted:
+                    hushed.append((device, trigger, was, row))
         lasts = np.append(starts[1:], len(life)) - 1
         self.last_life[devices] = life[lasts]
         self.last_seen[devices] = rows.trigger[lasts]
@@ -736,7 +745,8 @@ class Rows:
         return table[self.partition[slots]]
 
     def _sweep(
-        self, clocks: Sequence[Clock], silences: dict[tuple[int, int], int], evicted: dict[int, int]
+        self, clocks: Sequence[Clock], silences: dict[tuple[int, int], int], evicted: dict[int, int],
+        hushed: list[tuple[int, int, int, int]],
     ) -> tuple[Closed, list[tuple[int, int]]]:
         """Forget the devices that stream time has left behind or that had to make room; close what they had open."""
         ended: list[tuple[int, int]] = []
@@ -756,7 +766,9 @@ class Rows:
             here = self.live[:n] & (self.partition[:n] == clock.partition)
             silent = np.flatnonzero(here & (self.main[:n] == np.arange(n)) & (self.last_life[:n] < limit))
             triggers = self._silence_triggers(clocks, silent, self.last_life[silent])
-            gone += [pair for pair in zip(silent.tolist(), triggers.tolist(), strict=True) if pair[0] not in lost]
+            fell = [pair for pair in zip(silent.tolist(), triggers.tolist(), strict=True) if pair[0] not in lost]
+            gone += fell
+            hushed += [(main, by, int(self.last_life[main]), int(self.last_row[main])) for main, by in fell]
             latest = self.stream_time[clock.partition]
             here &= self.last_life[:n] >= limit
             self._oldest_life[clock.partition] = int(self.last_life[:n][here].min(initial=latest))

@@ -14,7 +14,7 @@ LIMIT_BYTES = 4096  # Kafka's offset.metadata.max.bytes
 
 class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={
     "version": "v", "mark": "m", "mark_time": "t", "until": "u", "epoch": "e", "digests": "d", "attempts": "c",
-    "attempt_end": "o", "crashed": "x",
+    "attempt_end": "o", "crashed": "x", "plan": "p",
 }):
     """State of one partition as of its committed offset.
 
@@ -26,6 +26,7 @@ class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     attempts  : how often work on what follows was begun and not ended, the present time included; see `Attempts`.
     attempt_end : how far that work reaches, exclusive; -1: to `until`.
     crashed   : offsets from the mark on of records that kill whoever reads them: a replay leaves them out again.
+    plan      : offset in `narrows.maintenance` below which windows hold from this commit on.
     """
 
     mark: int
@@ -36,6 +37,7 @@ class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename
     attempts: int = 0
     attempt_end: int = -1
     crashed: tuple[int, ...] = ()
+    plan: int = 0
     version: int = VERSION
 
     def encode(self) -> str:

@@ -19,11 +19,11 @@ from pipeline.errors import StopWorker
 
 VERSION = 1
 State = dict[str, Any]
-Kind = Literal["verdict", "aside"]
+Kind = Literal["verdict", "aside", "silence"]
 
 
 class Name(NamedTuple):
-    """Which entry: the verdict of one lane of one device of one stream, or all of a device that was put aside."""
+    """Which entry: the verdict of a lane of a device of a stream, all of a device put aside, or a silent device."""
 
     stream: str
     device: str

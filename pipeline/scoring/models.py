@@ -12,8 +12,9 @@ from pipeline.core.contract import Contract
 from pipeline.errors import BadBundle, BadInput, StopWorker
 from pipeline.registry.bundle import Bundle, load_bundle
 from pipeline.registry.store import Registry
+from pipeline.scoring.blank import blank_model
 from pipeline.scoring.gate import open_session
-from pipeline.scoring.stream import Model
+from pipeline.scoring.stream import BLANK, Model
 
 log = logging.getLogger(__name__)
 
@@ -32,23 +33,27 @@ class ModelShelf:
         self._registry, self._contracts, self._fallback = registry, contracts, fallback
         self._provider, self._refused = provider, refused
         self._models: dict[str, Model] = {}
+        self._blanks = {stream: blank_model(contract) for stream, contract in contracts.items()}
         self._wanted: dict[str, str] = {}
         self._told: dict[str, str] = {}     # stream -> last refusal that was logged
         self.revisions: dict[str, int] = {}
         self.data_end_ms: dict[str, int] = {}
 
     def open(self) -> None:
-        """Load what each stream starts with. Raises BadInput naming the stream that has neither champion nor bundle."""
+        """Load what each stream starts with: a champion, else the configured bundle, else none, which the log says."""
         for stream in self._contracts:
             self.look(stream)
             if stream in self._wanted:
                 continue
             folder = self._fallback.get(stream)
             if folder is None:
-                raise BadInput(
-                    f"stream {stream}: the registry has no champion for it and no bundle is configured; train one with "
-                    f"`narrows train FILE --out BUNDLE` and set streams.{stream}.bundle"
+                self._wanted[stream] = BLANK
+                log.warning(
+                    "stream %s: the registry has no champion for it and no bundle is configured: its rows are unscored "
+                    "(no_model) until one is promoted; `narrows train FILE --out BUNDLE`, then `narrows models add "
+                    "BUNDLE --stream %s --promote`, or `narrows jobs submit %s`", stream, stream, stream,
                 )
+                continue
             model = self._open(stream, load_bundle(folder, self._contracts[stream]), first=True)
             self._wanted[stream] = model.digest
 
@@ -74,11 +79,12 @@ class ModelShelf:
 
     def wanted(self, stream: str) -> Model:
         """The model that the stream should score with from its next commit on."""
-        return self._models[self._wanted[stream]]
+        digest = self._wanted[stream]
+        return self._blanks[stream] if digest == BLANK else self._models[digest]
 
     def load(self, stream: str, digest: str) -> Model:
         """The model that a commit names. Raises StopWorker where it is gone: scoring with another would be wrong."""
-        known = self._models.get(digest)
+        known = self._blanks[stream] if digest == BLANK else self._models.get(digest)
         if known is not None:
             return known
         try:

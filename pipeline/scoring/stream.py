@@ -6,6 +6,7 @@ Invariant: everything in a `Result` is a function of the partition's log, the co
 there, whatever the batches were, wherever it was started again. Law: tests/laws/test_stream_laws.py.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,14 +16,29 @@ import numpy as np
 from pipeline.codec.latent import window_ends
 from pipeline.core import guards
 from pipeline.core.contract import Contract
-from pipeline.core.episode import ANOMALOUS, CALM, OVER, EpisodeEvent, Verdict, Verdicts, episode_rows, fill_moods
+from pipeline.core.episode import (
+    ANOMALOUS,
+    CALM,
+    OVER,
+    EpisodeEvent,
+    Verdict,
+    Verdicts,
+    episode_rows,
+    fill_moods,
+    severity_of,
+)
+from pipeline.core.maintenance import Windows
 from pipeline.core.rows import MAX_DEVICES, Clock, Closed, Columns, Float, Int, Pushed, Rows
 from pipeline.core.scaling import Scaling
 from pipeline.core.score import Scorer, residual
+from pipeline.core.silence import Hushed, SilenceEvent, Silences
 from pipeline.core.windows import fill
 from pipeline.errors import BadBundle
 from pipeline.scoring.session import CHUNK, Session
 
+UNSCORED = ("no_model", "warming", "between_hops")   # why: there is no model, no whole window, or no score is due
+BLANK = "none"  # digest where there is no model yet: nothing is scored; see `pipeline.scoring.blank`
+NO_SLOT = -1    # of an episode of silence: `Rows` has forgotten the device
 BAND_SD = 3.0   # half width of the band around an expected value, in deviations of normal rows
 
 
@@ -40,21 +56,30 @@ class Model:
     graph: bytes = b""                 # the ONNX file, for the decoder of latent blocks
     latent_codec: bytes | None = None
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether it stands for no model."""
+        return self.digest == BLANK
+
 
 @dataclass(slots=True)
 class Alarm:
     """One episode event with what explains it.
 
-    event : its `slot` and `trigger` are final.  name : of the row behind it (`Columns.offset`), -1 by silence.
+    event : its `slot` and `trigger` are final; the slot of a silent device's own episode is NO_SLOT.
+    partition, device, late : whose it is.  name : of the row behind it (`Columns.offset`), -1 by silence.
     ts_ms : of that row (end of the episode where silence closed it).
     contributions : (S,) >= 0, sum to the score.  directions : (S,) int8.
     observed, expected : (S,) in the channels' units, NaN where missing.
     margin : (S,) how far from the expected value normal rows lie, BAND_SD deviations, in the channels' units.
     All None where silence closed it.
-    kind : of the episode so far: the machine, a sensor's fault, the fleet; or the silence that closed it.
+    kind : of the episode so far: the machine, a sensor's fault, the fleet; or the silence that closed it, or is it.
     """
 
     event: EpisodeEvent
+    partition: int
+    device: str
+    late: bool
     digest: str
     threshold: float
     ts_ms: int
@@ -122,8 +147,7 @@ class Result:
     alarms: list[Alarm] = field(default_factory=list)
     blocks: list[Block] = field(default_factory=list)
     scored_rows: int = 0
-    warming: int = 0            # rows without a score: their window is not whole yet ...
-    between_hops: int = 0       # ... or no score was due
+    unscored: Counter[str] = field(default_factory=Counter)     # rows by why they have no score, see UNSCORED
     late: int = 0
     duplicates: int = 0
     evicted: int = 0            # devices that were forgotten to make room
@@ -144,11 +168,14 @@ class Stream:
     give_blocks  : hand out complete blocks; they cost as much as scoring at hop 32, where nobody reads them.
     keep_latents : keep each row's latent until its block is complete, for latent blocks: 4 * D bytes a row.
     max_devices : of one partition; see `Rows`.
+    silence_ms : a device that says nothing for so long has an episode of silence; at least the contract's silence.
+        None: never. Part of what outputs depend on, like the contract.
     """
 
     def __init__(
         self, contract: Contract, capacity: int = 64, room: int = 256, contributions: bool = False,
         give_blocks: bool = True, keep_latents: bool = False, max_devices: int = MAX_DEVICES,
+        silence_ms: int | None = None,
     ) -> None:
         self.contract = contract
         self.contributions = contributions
@@ -156,8 +183,9 @@ class Stream:
         self._keeps_latents = keep_latents
         self._capacity, self._room = capacity, room
         self.rows = Rows(contract, len(contract.inputs), len(contract.sensors), capacity, room, max_devices=max_devices)
-        self.verdicts = Verdicts(contract.episode, self.rows.capacity)
+        self.verdicts = Verdicts(contract.episode, self.rows.capacity, max(1, contract.memory // contract.hop))
         self._models: dict[int, Model] = {}
+        self._windows: dict[int, Windows] = {}                       # of maintenance, by partition, where there are any
         self._scale = np.full(self.rows.capacity, -1, np.int64)      # each slot's row in its model's scaling
         self._latent = np.zeros((self.rows.capacity, 1), np.float32)
         self._latent_offset = np.full(self.rows.capacity, -1, np.int64)
@@ -167,6 +195,10 @@ class Stream:
         self._born = np.full(self.rows.capacity, -1, np.int64)       # offset from which each main slot's device is live
         self._ended: list[tuple[int, int, int]] = []                 # lives that ended in the newest rows
         self._open: dict[int, _Open] = {}                            # by slot
+        self.silences = None
+        if silence_ms is not None:
+            self.silences = Silences(max(silence_ms, contract.silence_ms), max_devices)
+        self._begun: list[tuple[int, int]] = []                      # (slot, trigger) of lives begun in the newest rows
         self._all_inputs = len(contract.inputs) == len(contract.channels)
 
     # ---------------------------------------------------------------- partitions
@@ -174,15 +206,18 @@ class Stream:
     def assign(
         self, partition: int, model: Model, emit_from: int, stream_time: int,
         verdicts: Mapping[tuple[str, bool], dict[str, Any]] | None = None,
-        aside: Mapping[str, dict[str, Any]] | None = None,
+        aside: Mapping[str, dict[str, Any]] | None = None, silences: Mapping[str, dict[str, Any]] | None = None,
     ) -> None:
         """Begin a partition: its records from the mark on are pushed next.
 
         verdicts : (device, late lane) -> `state` as of `emit_from`.
+        silences : device -> what `Silences.changed` told of it, likewise.
         aside    : device -> `Rows.state` of those whose rows lie before the mark.
         """
         self.revoke(partition)
         self.rows.assign(partition, emit_from, stream_time)
+        if self.silences is not None:
+            self.silences.assign(partition, emit_from, silences or {})
         self._use(partition, model)
         for device, state in (aside or {}).items():
             self.rows.restore(partition, device, state["rows"], state["offset"], state["stream_time"])
@@ -207,6 +242,17 @@ class Stream:
         for slot in self.rows.revoke(partition):
             self._forget(slot)
         self._models.pop(partition, None)
+        self._windows.pop(partition, None)
+        if self.silences is not None:
+            self.silences.revoke(partition)
+
+    def heed(self, partition: int, windows: Windows) -> None:
+        """Rows in these windows raise no alert from now on; instead of those before."""
+        self._windows.pop(partition, None)
+        if windows:
+            self._windows[partition] = windows
+        if self.silences is not None:
+            self.silences.heed(partition, windows, self.rows.position(partition))
 
     def swap(self, partition: int, model: Model) -> int:
         """Score with another model from now on; returns the rows whose residuals were made again."""
@@ -222,6 +268,8 @@ class Stream:
         for slot, stop in zip(slots.tolist(), top.tolist(), strict=True):
             where = np.arange(max(slot * width, stop - rows.keep), stop)
             rows.scaled[where] = self._scaled(model, np.full(len(where), slot), rows.values[where])
+        if model.is_blank:
+            return 0
         for part in _chunks(len(positions)):
             at = positions[part]
             passed = model.session.run(fill(rows.windows(at)))
@@ -311,6 +359,8 @@ class Stream:
                 self._fit()
                 self._score(pushed, result)
             self._name_kinds(every, result.alarms[known:])
+            if self.silences is not None:
+                self._tell_silences(every, part_clocks, result)
             result.evicted += sum(
                 trigger >= self._emit_from(main) for pushed in every for main, trigger in pushed.evicted.items()
             )
@@ -336,8 +386,14 @@ class Stream:
         for event in self.verdicts.open_episodes():
             if self.rows.partition[event.slot] == partition and self.rows.live[event.slot]:
                 ended = replace(event, kind="closed", trigger=trigger, row=-1, score=0.0)
-                result.alarms.append(Alarm(ended, model.digest, model.scorer.threshold, event.end_ts))
+                result.alarms.append(self._alarm(ended, model, event.end_ts, kind="silence"))
         return result
+
+    @property
+    def open_episodes(self) -> int:
+        """How many there are, of silence too."""
+        silent = 0 if self.silences is None else self.silences.told
+        return len(self.verdicts.open_episodes()) + silent
 
     def _emit_from(self, slot: int) -> int:
         return self.rows.emit_from[int(self.rows.partition[slot])]
@@ -354,7 +410,7 @@ class Stream:
         for slot, trigger in pushed.ended:
             model = self._models[int(self.rows.partition[slot])]
             result.alarms += [
-                Alarm(event, model.digest, model.scorer.threshold, event.end_ts, kind=self._end_of(pushed, event))
+                self._alarm(event, model, event.end_ts, kind=self._end_of(pushed, event))
                 for event in self.verdicts.close(slot, trigger)
             ]
 
@@ -386,7 +442,7 @@ class Stream:
         rows.scaled[position] = self._scaled(model, slot, rows.values[position])
         if self._gives_blocks:
             rows.mood[position] = self._told_moods(slot, offset, emit)
-        seen = np.flatnonzero(pushed.due[index])
+        seen = np.flatnonzero(pushed.due[index] & (not model.is_blank))
         latent = np.empty((len(seen), model.session.latent), np.float32)
         expected = np.empty((len(seen), len(contract.sensors)), np.float32)
         due = np.flatnonzero(emit[seen])                     # of `seen`: those that get a score
@@ -418,12 +474,10 @@ class Stream:
             rows.latent[position] = np.nan
             rows.latent[position[seen], : latent.shape[1]] = latent
         latents = slot, seen, position, offset, ts_ms, latent
-        warming = int((emit & (run < contract.window)).sum())
         result.scored_rows += len(due)
-        result.warming += warming
-        result.between_hops += int(emit.sum()) - len(due) - warming
+        result.unscored.update(self._unscored(model, emit, run, len(due)))
         # A row without a score changes nothing, unless its device was silent before it.
-        told = emit if self.contributions else emit & (pushed.due[index] | (pushed.silenced[index] >= 0))
+        told = emit & (pushed.due[index] | (pushed.silenced[index] >= 0) | self.contributions | model.is_blank)
         emitted = np.flatnonzero(told)
         if not len(emitted):
             return latents
@@ -441,11 +495,12 @@ class Stream:
         judged[place] = guards.fire(scores[place], codes, model.scorer.threshold)
         verdict, events = self._verdicts(
             model, slot[emitted], offset[emitted], ts_ms[emitted], judged, shift, pushed.silenced[index][emitted],
-            pushed.trigger[index][emitted],
+            pushed.trigger[index][emitted], self._in_maintenance(slot[emitted], ts_ms[emitted]),
         )
         if self._gives_blocks:
             with np.errstate(invalid="ignore"):
-                mood = np.where(judged > model.scorer.threshold, OVER, np.where(np.isnan(judged), 0, CALM))
+                is_over = (judged > model.scorer.threshold) & ~verdict.is_muted
+            mood = np.where(is_over, OVER, np.where(np.isnan(judged), 0, CALM))
             rows.mood[position[emitted]] = np.where(verdict.is_anomaly, ANOMALOUS, mood)
         contributions = values = None
         if self.contributions:
@@ -459,9 +514,7 @@ class Stream:
         ))
         for event in events:
             if event.row < 0:
-                result.alarms.append(Alarm(
-                    event, model.digest, model.scorer.threshold, event.end_ts, kind=self._end_of(pushed, event)
-                ))
+                result.alarms.append(self._alarm(event, model, event.end_ts, kind=self._end_of(pushed, event)))
                 continue
             one = filtered_at[event.row : event.row + 1]
             row = emitted[event.row]
@@ -469,9 +522,8 @@ class Stream:
             rebuilt = np.full((1, len(contract.channels)), np.nan)
             rebuilt[0, contract.sensors] = expected[due[one[0]]]
             shares = model.scorer.contributions(filtered[one], scores[event.row : event.row + 1], own)[0]
-            result.alarms.append(Alarm(
-                event, model.digest, model.scorer.threshold, int(ts_ms[row]), shares,
-                model.scorer.directions(filtered[one], own)[0],
+            result.alarms.append(self._alarm(
+                event, model, int(ts_ms[row]), shares, model.scorer.directions(filtered[one], own)[0],
                 rows.values[position[row], contract.sensors],
                 model.scaling.invert(rebuilt, own)[0, contract.sensors],
                 BAND_SD * model.scorer.expected_spread(own)[0] * model.scaling.scale[own[0], contract.sensors],
@@ -479,14 +531,22 @@ class Stream:
             ))
         return latents
 
+    def _unscored(self, model: Model, emit: np.ndarray, run: Int, scored: int) -> dict[str, int]:
+        """How many of the emitted rows have no score, by why."""
+        rows, warming = int(emit.sum()), int((emit & (run < self.contract.window)).sum())
+        if model.is_blank:
+            return {"no_model": rows}
+        return {"warming": warming, "between_hops": rows - scored - warming}
+
     def _verdicts(
-        self, model: Model, slot: Int, offset: Int, ts_ms: Int, score: Float, shift: Float, silenced: Int, trigger: Int
+        self, model: Model, slot: Int, offset: Int, ts_ms: Int, score: Float, shift: Float, silenced: Int, trigger: Int,
+        muted: np.ndarray,
     ) -> tuple[Verdict, list[EpisodeEvent]]:
         """Verdicts of emitted rows; a device that fell silent between two of its rows ends its episode there."""
         def push(index: Int | slice) -> Verdict:
             return self.verdicts.push(
                 slot[index], offset[index], ts_ms[index], score[index], model.scorer.threshold,
-                shift[index], model.scorer.shift_threshold,
+                shift[index], model.scorer.shift_threshold, muted[index],
             )
 
         emit_from = np.array([self.rows.emit_from[int(self.rows.partition[at])] for at in slot[silenced >= 0]])
@@ -498,7 +558,8 @@ class Stream:
         starts = np.flatnonzero(np.append(True, slot[1:] != slot[:-1]))
         passed = np.cumsum(breaks)
         turn = passed - np.repeat(passed[starts] - breaks[starts], np.diff(np.append(starts, len(slot))))
-        whole = Verdict(np.zeros(len(slot), bool), np.full(len(slot), -1, np.int64), np.zeros(len(slot), bool), [])
+        no = np.zeros(len(slot), bool)
+        whole = Verdict(no.copy(), np.full(len(slot), -1, np.int64), no.copy(), no.copy(), [])
         for number in range(int(turn.max()) + 1):
             index = np.flatnonzero(turn == number)
             for at in index[(breaks[index] > 0)].tolist():
@@ -507,8 +568,25 @@ class Stream:
             whole.is_anomaly[index] = part.is_anomaly
             whole.episode_offset[index] = part.episode_offset
             whole.is_change[index] = part.is_change
+            whole.is_muted[index] = part.is_muted
             whole.events.extend(_retrigger(event, int(index[event.row]), trigger) for event in part.events)
         return whole, whole.events
+
+    def _alarm(self, event: EpisodeEvent, model: Model, ts_ms: int, *explained: Any, **rest: Any) -> Alarm:
+        """An alarm of a slot. explained, rest : the fields of `Alarm` after `ts_ms`."""
+        rows, slot = self.rows, event.slot
+        return Alarm(
+            event, int(rows.partition[slot]), rows.names[slot], rows.is_late(slot), model.digest,
+            model.scorer.threshold, ts_ms, *explained, **rest,
+        )
+
+    def _in_maintenance(self, slot: Int, ts_ms: Int) -> np.ndarray:
+        """Which rows lie in a window of maintenance of their device. (n,) bool."""
+        muted = np.zeros(len(slot), bool)
+        for partition, windows in self._windows.items():
+            mine = np.flatnonzero(self.rows.partition[slot] == partition)
+            muted[mine] = windows.cover(self.rows.names, slot[mine], ts_ms[mine])
+        return muted
 
     def _is_evicted(self, pushed: Pushed, slot: int, trigger: int) -> bool:
         """Whether what ended a lane here was an eviction."""
@@ -645,20 +723,45 @@ class Stream:
             self._open[slot].kind = "fleet"
         return machines
 
+    def _tell_silences(self, every: list[Pushed], clocks: Sequence[Clock], result: Result) -> None:
+        """Open and close the episodes of devices that say nothing."""
+        assert self.silences is not None
+        rows = self.rows
+        hushed = [one for pushed in every for one in pushed.hushed]
+        for clock in clocks:
+            at = clock.partition
+            events = self.silences.push(
+                clock, [Hushed(rows.names[one[0]], *one[1:]) for one in hushed if rows.partition[one[0]] == at],
+                [(rows.names[slot], trigger) for slot, trigger in self._begun if rows.partition[slot] == at],
+                rows.emit_from[at],
+            )
+            result.alarms += [self._alarm_of_silence(event, at, self.silences.limit_ms) for event in events]
+
+    def _alarm_of_silence(self, event: SilenceEvent, partition: int, limit_ms: int) -> Alarm:
+        """The score of silence: how long it lasts, in limits."""
+        score = (event.end_ms - event.start_ms) / limit_ms
+        told = EpisodeEvent(
+            event.kind, NO_SLOT, event.trigger, -1, event.row, event.start_ms, event.end_ms, score, event.row, score,
+            severity_of(score),
+        )
+        return Alarm(told, partition, event.device, False, self._models[partition].digest, 1.0, event.end_ms)
+
     def _follow_lives(self, every: list[Pushed]) -> None:
-        """Note from which offset each device is live, and which lives ended in these rows."""
+        """Note from which offset each device is live, and which lives began and ended in these rows."""
         rows, born = self.rows, self._born
-        self._ended = []
+        self._ended, self._begun = [], []
         for pushed in every:
             if pushed.late or not len(pushed.slot):
                 continue
             first = np.flatnonzero(np.append(True, pushed.slot[1:] != pushed.slot[:-1]))
             fresh = first[born[pushed.slot[first]] < 0]
             born[pushed.slot[fresh]] = pushed.trigger[fresh]
+            self._begun += zip(pushed.slot[fresh].tolist(), pushed.trigger[fresh].tolist(), strict=True)
             for i in np.flatnonzero(pushed.silenced >= 0).tolist():       # silent, then back
                 slot = int(pushed.slot[i])
                 self._ended.append((int(rows.partition[slot]), int(born[slot]), int(pushed.silenced[i])))
                 born[slot] = pushed.trigger[i]
+                self._begun.append((slot, int(pushed.trigger[i])))
         for slot, trigger in (pair for pushed in every for pair in pushed.ended):
             if not rows.is_late(slot):
                 self._ended.append((int(rows.partition[slot]), int(born[slot]), trigger))

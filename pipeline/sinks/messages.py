@@ -22,13 +22,15 @@ Message = TypeVar("Message", bound="Score | Anomaly | Feature | BlockLabel | Dea
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One scored row, in `narrows.scores`.
+    """One scored row, in `narrows.scores`; or one that there is no model for: then `score` is null, and a reason said.
 
     id         : 32 hexadecimal digits, equal however often the row is scored by the same log and digest.
     offset     : of the scored row's record in the input partition.
     index      : place of the row in that record, left out where it is 0.
     ts         : the row's time, ms.
     score      : high is anomalous; compare with threshold.
+    reason     : why there is no score: `no_model`; left out where there is one.
+    is_muted   : maintenance keeps the row from being an anomaly; left out where it does not.
     episode_id : of the episode that the row belongs to, null outside.
     digest     : of the bundle that scored it.
     """
@@ -41,10 +43,12 @@ class Score(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     offset: int
     index: int | msgspec.UnsetType = msgspec.UNSET
     ts: int
-    score: float
+    score: float | None
     threshold: float
+    reason: str | msgspec.UnsetType = msgspec.UNSET
     is_anomaly: bool
     is_change: bool = False
+    is_muted: bool | msgspec.UnsetType = msgspec.UNSET
     episode_id: str | None = None
     top_channel: str | None = None
     digest: str

@@ -3,6 +3,7 @@
 from pipeline.topics.client import Settings
 from pipeline.topics.definitions import TOPICS, Topic
 from pipeline.topics.feedback import Feedback
+from pipeline.topics.maintenance import follow_plans, read_plans
 from pipeline.topics.making import Facts, check, create, describe, grow
 from pipeline.topics.reader import (
     Record,
@@ -19,6 +20,6 @@ from pipeline.topics.rights import check_rights
 
 __all__ = [
     "TOPICS", "Facts", "Feedback", "Record", "Settings", "Topic", "begin_offsets", "check", "check_rights", "create",
-    "describe", "end_offsets", "grow", "newest_by_key", "offsets_at", "partitions_of", "read_range", "read_tails",
-    "read_topic",
+    "describe", "end_offsets", "follow_plans", "grow", "newest_by_key", "offsets_at", "partitions_of", "read_plans",
+    "read_range", "read_tails", "read_topic",
 ]

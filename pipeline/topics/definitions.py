@@ -60,5 +60,7 @@ TOPICS: dict[str, Topic] = {
         Topic("models", cleanup="compact", partitions=1),
         Topic("codecs", cleanup="compact", partitions=1, message_bytes=16 * MIB),
         Topic("feedback", cleanup="compact", partitions=1),   # what people said of episodes, by episode
+        # Windows by id. Not compacted: a commit names how far it was known, and what was known there must stay.
+        Topic("maintenance", partitions=1),
     )
 }

@@ -5,7 +5,7 @@ Plain functions that run an event loop of their own; inside a running one call t
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -176,6 +176,25 @@ async def _consumer(settings: Settings) -> AIOKafkaConsumer:
         await consumer.stop()
         raise
     return consumer
+
+
+async def follow(settings: Settings, topic: str, start: int, wait_s: float) -> AsyncGenerator[list[Record]]:
+    """Records of a topic's one partition from `start` on, as they come; nothing where none came for `wait_s`.
+
+    In a running loop, without a group. Raises aiokafka's errors.
+    """
+    consumer = await _consumer(settings)
+    try:
+        place = Place(topic, 0)
+        consumer.assign([place])
+        consumer.seek(place, start)
+        while True:
+            found = await consumer.getmany(place, timeout_ms=round(1000 * wait_s))
+            yield [
+                Record(one.offset, one.timestamp, one.key, one.value, one.headers) for one in found.get(place, [])
+            ]
+    finally:
+        await consumer.stop()
 
 
 def newest_by_key(settings: Settings, topic: str, only: int | None = None) -> dict[bytes, bytes]:

@@ -1,13 +1,24 @@
-"""`narrows backtest` is the worker's own code: batches never change a result, and every row gets one line."""
+"""`narrows backtest` is the worker's own code: batches never change a result, every row gets one line.
+
+And a live worker says the same to the last bit.
+"""
 
 import csv
+import json
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 from typer.testing import CliRunner
 
+from pipeline import topics
 from pipeline.cli.main import app
+from pipeline.core.contract import Contract
+from pipeline.sinks import read_anomaly, read_score
 from tests.support.models import small_contract, write_small_bundle
+from tests.support.oracle import Record
+from tests.support.world import World, until
 
 
 def write_rows(path: Path, rows: int) -> None:
@@ -46,3 +57,148 @@ def test_batches_never_change_a_result(tmp_path: Path) -> None:
     for line in scored:
         total = sum(float(line[f"c:c{i}"]) for i in range(3))
         assert abs(total - float(line["score"])) <= 1e-5 * max(1.0, float(line["score"]))
+
+
+START_MS = 1_700_000_000_000
+SILENCE_S = 15.0
+
+
+def make_records(rows: int) -> list[Record]:
+    """Three devices in turn, one row a second each: missing values, a fault in each, and one that stops sending."""
+    rng = np.random.default_rng(3)
+    records = []
+    for i in range(rows):
+        device, second = i % 3, i // 3
+        if device == 2 and second > rows // 6:
+            continue
+        values = rng.normal(0, 4 if 30 < second < 50 else 1, 3).astype(np.float32)
+        if i % 50 == 7:
+            values[1] = np.nan
+        ts = START_MS + 1000 * second
+        records.append(Record(len(records), ts, f"d{device}", ts, values))
+    return records
+
+
+def small_world_of(folder: Path, bootstrap: str, **stream: Any) -> World:
+    contract: Contract = small_contract()
+    return World(
+        folder, bootstrap, contract, [write_small_bundle(folder / "bundle", contract, threshold=0.8)], partitions=1,
+        stream=stream,
+    )
+
+
+def declare(world: World, *arguments: str) -> list[dict[str, Any]]:
+    done = CliRunner().invoke(app, ["maintenance", *arguments, "--config", str(world.path), "--json"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    windows: list[dict[str, Any]] = json.loads(done.output)
+    return windows
+
+
+def test_a_live_worker_says_what_a_backtest_says_to_the_last_bit(kafka: Any, tmp_path: Path) -> None:
+    """Scores, verdicts and episodes, those of silence and maintenance included."""
+    world = small_world_of(tmp_path / "world", kafka.bootstrap, silence_s=SILENCE_S)
+    windows = declare(world, "add", "pump", "--device", "d1", "--from", str(START_MS), "--to", str(START_MS + 60_000))
+    (tmp_path / "windows.json").write_bytes(msgspec.json.encode(windows))
+    records = make_records(600)
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["ts", "device", "c0", "c1", "c2"])
+        for record in records:
+            assert record.values is not None
+            numbers = ["" if value != value else repr(value) for value in record.values.astype(float).tolist()]
+            out.writerow([record.ts, record.device, *numbers])
+    told = []
+    for batch in (1, 100_000):
+        scores, episodes = tmp_path / f"s{batch}.csv", tmp_path / f"e{batch}.jsonl"
+        done = CliRunner().invoke(app, [
+            "backtest", str(tmp_path / "rows.csv"), "--bundle", str(tmp_path / "world" / "bundle"),
+            "--device-column", "device", "--batch-rows", str(batch), "--silence-s", str(SILENCE_S),
+            "--maintenance", str(tmp_path / "windows.json"), "--out", str(scores), "--episodes", str(episodes),
+        ])
+        assert done.exit_code == 0, (done.output, done.exception)
+        told.append((scores.read_bytes(), episodes.read_bytes()))
+    assert told[0] == told[1]
+    try:
+        world.produce([records])
+        child = world.start()
+        world.wait()
+        assert world.stop(child) == 0
+        lines = list(csv.DictReader(told[0][0].decode().splitlines()))
+        wanted = {
+            row: (line["device"], np.float32(line["score"]).tobytes(), line["is_anomaly"] == "1",
+                  line["changepoint"] == "1", line["reason"] == "maintenance")
+            for row, line in enumerate(lines) if line["score"]
+        }
+        read = [read_score(record.value or b"") for record in in_topic(world, "scores")]
+        found = {
+            one.offset: (one.device, np.float32(one.score).tobytes(), one.is_anomaly, one.is_change,
+                         one.is_muted is True)
+            for one in read
+        }
+        assert found == wanted
+        assert sum(anomalous for _, _, anomalous, *_ in found.values()) > 20
+        assert sum(muted for *_, muted in found.values()) > 20
+        events = [json.loads(line) for line in told[0][1].decode().splitlines()]
+        assert sorted(
+            (one.trigger, one.device, one.state, one.kind, one.window_start, one.window_end, one.score, one.peak)
+            for one in (read_anomaly(record.value or b"") for record in in_topic(world, "anomalies")) if one.final
+        ) == sorted(
+            (one["row"], one["device"], one["state"], one["kind"], one["window_start"], one["window_end"],
+             one["score"], one["peak"]) for one in events
+        )
+        assert {("d2", "opened", "silence")} <= {(one["device"], one["state"], one["kind"]) for one in events}
+        assert not [one for one in events if one["device"] == "d1" and one["window_start"] < START_MS + 60_000]
+    finally:
+        world.close()
+
+
+def in_topic(world: World, name: str) -> list[topics.Record]:
+    return [record for _, record in topics.read_topic(world.bootstrap, f"{world.prefix}narrows.{name}")]
+
+
+def test_a_window_declared_while_a_worker_runs_holds_from_one_record_on_whoever_goes_on(
+    kafka: Any, tmp_path: Path
+) -> None:
+    world = small_world_of(tmp_path / "world", kafka.bootstrap)
+    rng, second = np.random.default_rng(1), 0
+
+    def send(count: int) -> None:
+        nonlocal second
+        rows = []
+        for _ in range(count):
+            second += 1
+            ts = START_MS + 1000 * second
+            rows += [Record(0, ts, name, ts, rng.normal(0, 1, 3).astype(np.float32)) for name in ("d0", "d1")]
+        world.produce([rows])
+
+    def muted() -> list[bool]:
+        """Of each scored row of d1, by its place in the log."""
+        found = {score.offset: score for score in map(read, in_topic(world, "scores")) if score.device == "d1"}
+        return [found[offset].is_muted is True for offset in sorted(found)]
+
+    def read(record: topics.Record) -> Any:
+        return read_score(record.value or b"")
+
+    def moves_on() -> bool:
+        send(5)
+        return any(muted())
+
+    try:
+        child = world.start("one")
+        send(40)
+        world.wait()
+        assert not any(muted())
+        declare(world, "add", "pump", "--device", "d1", "--from", str(START_MS), "--to", str(START_MS + 10**9))
+        until(moves_on, 60, "a row in the window")
+        world.kill(child)
+        send(40)
+        child = world.start("one")
+        world.wait()
+        assert world.stop(child) == 0
+        (one,) = world.read()
+        assert one.conflicts == 0
+        known = muted()
+        assert known[known.index(True):] == [True] * (len(known) - known.index(True))
+        assert not any(score.is_muted is True for score in map(read, in_topic(world, "scores")) if score.device == "d0")
+    finally:
+        world.close()

@@ -144,6 +144,8 @@ def alert(place: Place, device: str, first_row: int, last_row: int) -> None:
 def test_a_job_asked_for_by_hand_ends_in_a_champion_that_names_its_offsets(place):
     place.narrows("topics", "create")
     alert(place, "one", 100, 149)
+    place.narrows("maintenance", "add", place.stream, "--device", "t*",
+                  "--from", str(FIRST_MS + 300_000), "--to", str(FIRST_MS + 330_000))
     job_id = submit(place)
     place.narrows("trainer", "--burst")
     done = job(place, job_id)
@@ -156,7 +158,8 @@ def test_a_job_asked_for_by_hand_ends_in_a_champion_that_names_its_offsets(place
     assert manifest.data["topic"] == place.topic
     assert manifest.data["ranges"] == {"0": [0, 2800], "1": [0, 1400]}
     assert manifest.data["last_ts_ms"] == FIRST_MS + 1_399_000
-    assert manifest.data["masked_rows"] == 50
+    assert manifest.data["masked_rows"] == 50 + 2 * 30, "rows of the alert, and of two devices in maintenance"
+    assert manifest.data["maintenance"] == 1
     assert done["result"]["rows"] == 4_199, "every record but the one that is no JSON"
     place.narrows("models", "verify")
     assert pointer.digest[:12] in place.narrows("models", "list")

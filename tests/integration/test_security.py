@@ -75,6 +75,7 @@ LACKING = [
     (ResourceType.TOPIC, "readings", ACLOperation.READ, r"topic \S+readings: .*grant READ"),
     (ResourceType.TOPIC, "narrows.blocks", ACLOperation.WRITE, r"topic \S+narrows.blocks: .*grant WRITE"),
     (ResourceType.TOPIC, "narrows.state", ACLOperation.READ, r"topic \S+narrows.state: .*grant READ"),
+    (ResourceType.TOPIC, "narrows.maintenance", ACLOperation.READ, r"topic \S+narrows.maintenance: .*grant READ"),
     (ResourceType.GROUP, "group", ACLOperation.READ, r"group \S+group: .*grant READ"),
 ]
 

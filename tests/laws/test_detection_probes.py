@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from pipeline.cli.backtest import run_backtest
+from pipeline.cli.main import app
 from pipeline.core.contract import Channel, Contract
 from pipeline.formats.files import Table
 from pipeline.registry.bundle import Bundle
@@ -112,7 +114,33 @@ def test_a_device_never_seen_is_scored_with_the_fleets_scaling(bundle, values):
     assert np.isfinite(score[0, CONTRACT.window - 1 :]).all()
 
 
-def test_five_percent_missing_rows_leave_the_false_alarms_few_and_the_fault_found(bundle, values):
+def test_five_percent_of_the_rows_gone_leave_the_false_alarms_few_and_the_fault_found(bundle, values):
+    whole = table(values)
+    kept = np.random.default_rng(4).random(len(whole)) > 0.05
+    found, alarms = run_backtest(bundle, whole.take(kept), 500)
+    row, over = whole.ts_ms[kept] // 1000, found.score > bundle.scorer.threshold
+    assert over[row >= 760].mean() > 0.9
+    assert over[(row >= LEARNED) & (row < 750)].mean() < 0.05
+    assert {name for name, _, one in alarms if one.event.start_ts >= 750_000} == {"d0", "d1", "d2"}
+
+
+def test_a_file_with_its_columns_in_another_order_gives_the_same_lines(bundle, values, tmp_path):
+    rows = values[0, :200].astype(np.float32).tolist()
+    for name, order in (("one", [0, 1, 2, 3]), ("other", [3, 1, 0, 2])):
+        lines = [",".join(["ts", *(NAMES[place] for place in order)])]
+        lines += [",".join([str(1_700_000_000 + at), *(repr(row[place]) for place in order)])
+                  for at, row in enumerate(rows)]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pump.csv").write_text("\n".join(lines) + "\n")
+        done = CliRunner().invoke(app, [
+            "backtest", str(tmp_path / name / "pump.csv"), "--bundle", str(bundle.folder), "--contributions",
+            "--out", str(tmp_path / f"{name}.csv"),
+        ])
+        assert done.exit_code == 0, (done.output, done.exception)
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "other.csv").read_bytes()
+
+
+def test_five_percent_missing_values_leave_the_false_alarms_few_and_the_fault_found(bundle, values):
     holes = values.copy()
     holes[np.random.default_rng(4).random(holes.shape) < 0.05] = np.nan
     score = scores(bundle, holes)

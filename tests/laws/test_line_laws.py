@@ -17,6 +17,7 @@ from pipeline.agent import Part
 from pipeline.config import Match
 from pipeline.core.block_rules import BlockRule, BlockRules
 from pipeline.core.contract import Channel, Contract
+from pipeline.core.maintenance import Plan, Window
 from pipeline.core.records import Records
 from pipeline.core.rows import MAX_DEVICES
 from pipeline.engine.state_topic import Entries, read_entries
@@ -24,6 +25,7 @@ from pipeline.engine.transport import TP
 from pipeline.formats import Format
 from pipeline.formats.arrow import write_stream
 from pipeline.line import MAX_REPLAY, Line, OutputTopics
+from pipeline.scoring.blank import blank_model
 from pipeline.sinks import BlockLabel, Record, read_block_label
 from tests.support.models import latent_model, small_contract, small_model
 
@@ -119,13 +121,15 @@ def id_of(output: Record) -> str:
 class Run:
     """A line with the commits of one partition around it; `outputs` : (topic, id) -> contents that were written.
 
-    swap_at : the commit at this offset names another model.  max_devices : what the line keeps of the partition.
+    swap_at : the commit at this offset names another model, and knows of `windows`.
+    max_devices : what the line keeps of the partition.  silence_ms : see `Stream`.
     """
 
     def __init__(
         self, kind: Kind, log: list[Raw], swap_at: int, max_devices: int = MAX_DEVICES, max_replay: int = MAX_REPLAY,
-        room: int = 256,
+        room: int = 256, silence_ms: int | None = None, windows: tuple[Window, ...] = (),
     ) -> None:
+        self.silence_ms, self.plan = silence_ms, Plan(1, windows)
         self.kind, self.log, self.swap_at, self.max_devices = kind, log, swap_at, max_devices
         self.max_replay, self.restored, self.room = max_replay, 0, room
         self.models = (
@@ -150,16 +154,18 @@ class Run:
         self.entries = Entries("t", 0, self.epoch, self.next, states)
         self.line = Line(
             "pump", "t", self.kind.contract, self.kind.spec, Match(), TOPICS, max_devices=self.max_devices,
-            max_replay=self.max_replay, room=self.room, rules=self.kind.rules,
+            max_replay=self.max_replay, room=self.room, rules=self.kind.rules, silence_ms=self.silence_ms,
         )
         self.is_swapped = 0 < self.swap_at <= self.next
         self.line.assign(0, self.models[self.is_swapped], self.next, mark_time, states)
+        self.line.heed(0, self.plan if self.is_swapped else Plan())
         self.position, self.stream_time = position, mark_time
 
     def read(self, count: int) -> None:
         if self.position == self.next == self.swap_at and not self.is_swapped:
             self.is_swapped = True
             self.commit()
+            self.line.heed(0, self.plan)
             self.line.swap(0, self.models[1])
         end = self.position + count
         records = self.log[self.position : end if self.is_swapped else min(end, self.swap_at)]
@@ -242,6 +248,64 @@ def test_a_mark_that_trails_little_changes_no_output(name):
         restored += broken.restored
         assert broken.outputs == whole.outputs, f"{name}, seed {seed}"
     assert restored > 3
+
+
+@pytest.mark.parametrize("name", ["wide", "latents", "thinned"])
+def test_a_stream_without_a_model_says_so_of_each_row_and_scores_as_ever_from_its_first_one_on(name):
+    """Over commits and crashes, too; the rows that it kept meanwhile are in the scores."""
+    kind, unscored = KINDS[name], 0
+    for seed in range(STORIES // 2):
+        rng = np.random.default_rng(seed)
+        log = make_log(kind, rng)
+        swap_at = int(rng.integers(1, len(log)))
+        whole, broken, known = (Run(kind, log, swap_at) for _ in range(3))
+        for run, first in ((whole, blank_model(kind.contract)), (broken, blank_model(kind.contract)),
+                           (known, whole.models[1])):
+            run.models = [first, run.models[1]]
+            run.begin()
+        for run in (whole, known):
+            while run.position < len(log):
+                run.read(len(log))
+        break_often(broken, rng)
+        assert broken.outputs == whole.outputs, f"{name}, seed {seed}"
+        told, all_along = (
+            {name: msgspec.json.decode(content) for (topic, name), contents in run.outputs.items()
+             for content in contents if topic == "scores"} for run in (whole, known)
+        )
+        before = [one for one in told.values() if one["digest"] == "none"]
+        assert {(one["score"], one["reason"], one["is_anomaly"]) for one in before} <= {(None, "no_model", False)}
+        assert all(one["score"] == all_along[name]["score"] for name, one in told.items() if one["digest"] != "none")
+        assert any(topic == "blocks" for topic, _ in whole.outputs)
+        unscored += len(before)
+    assert unscored > 500
+
+
+@pytest.mark.parametrize("name", ["wide", "long", "thinned"])
+def test_silent_devices_and_maintenance_are_the_same_over_commits_and_crashes(name):
+    """From the swap on the windows are known; before it nobody has heard of them."""
+    kind, silent, muted = KINDS[name], 0, 0
+    for seed in range(STORIES):
+        rng = np.random.default_rng(seed)
+        log = make_log(kind, rng)
+        swap_at = int(rng.integers(1, len(log)))
+        windows = []
+        for device in ("one", "t*", "*"):
+            begin, length = int(rng.integers(1_000_000, log[-1].timestamp + 1)), int(rng.integers(1, 60_000))
+            windows.append(Window(id=device, stream="pump", device=device, begin_ms=begin, end_ms=begin + length))
+        how = {"max_devices": (2, MAX_DEVICES)[seed % 2], "silence_ms": (10_000, 25_000)[seed % 2],
+               "windows": tuple(windows)}
+        whole = Run(kind, log, swap_at, **how)
+        broken = Run(kind, log, swap_at, max_replay=int(rng.integers(5, 200)), **how)
+        while whole.position < len(log):
+            whole.read(len(log))
+        break_often(broken, rng)
+        assert broken.outputs == whole.outputs, f"{name}, seed {seed}"
+        told = [msgspec.json.decode(content) for (topic, _), contents in whole.outputs.items() for content in contents
+                if topic in ("scores", "anomalies")]
+        silent += sum(one.get("kind") == "silence" and one.get("state") == "opened" for one in told)
+        muted += sum(one.get("is_muted", False) for one in told)
+    assert silent > 5
+    assert muted > 100
 
 
 PLACES = {"id", "offset", "index", "trigger", "episode_id"}

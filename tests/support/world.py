@@ -76,7 +76,7 @@ class World:
     def __init__(
         self, folder: Path, bootstrap: str, contract: Contract, bundles: list[Bundle], partitions: int = 2,
         worker: dict[str, Any] | None = None, redis: str | None = None, stream: dict[str, Any] | None = None,
-        slow_ms: int = 0, replicas: int = -1,
+        slow_ms: int = 0, replicas: int = -1, has_champion: bool = True,
     ) -> None:
         self.folder, self.bootstrap, self.contract = folder, bootstrap, contract
         self.partitions = partitions
@@ -90,7 +90,8 @@ class World:
             self.models[bundle.digest] = model_of(bundle)
             assert bundle.folder is not None
             self.registry.publish("pump", bundle.folder)
-        self.promote(0)
+        if has_champion:
+            self.promote(0)
         self.config: dict[str, Any] = {
             "kafka": {"bootstrap": bootstrap, "group": self.group, "topic_prefix": self.prefix},
             "registry": {"path": str(folder / "registry")},
@@ -248,8 +249,9 @@ class World:
         for one, partition, record in records("scores"):
             score = read_score(record.value or b"")
             assert score.id == output_id(self.topic, partition, "score", score.lane, score.offset)
+            number = np.nan if score.score is None else score.score
             one.put(one.outputs.scores, score.offset, (
-                score.device, score.lane == "late", score.ts, np.float32(score.score).tobytes(), score.is_anomaly,
+                score.device, score.lane == "late", score.ts, np.float32(number).tobytes(), score.is_anomaly,
                 score.episode_id,
             ), score.id)
             assert one.digest_at.setdefault(score.offset, score.digest) == score.digest, "two digests at one offset"

@@ -1,5 +1,6 @@
 """The agent against a world that the test holds in its hands: what is committed before what is written."""
 
+import asyncio
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.agent import Agent
+from pipeline.core.maintenance import Plans, Window
 from pipeline.core.records import Records
 from pipeline.engine.checkpoint import Checkpoint, read_checkpoint
 from pipeline.engine.transport import TP, Begin, Fetched
@@ -33,6 +35,9 @@ class FakeLine:
         return 0
 
     def revoke(self, partition): ...
+    def heed(self, partition, plan):
+        self.plan = plan
+
     def mark(self, partition, next_offset):
         return next_offset, 0
 
@@ -95,9 +100,11 @@ def _decode(metadata: str) -> Checkpoint:
     return found
 
 
-def make_agent(world: World, wanted: dict[str, str]) -> tuple[Agent, FakeModels]:
+def make_agent(
+    world: World, wanted: dict[str, str], plans: Plans | None = None, line: type[FakeLine] = FakeLine
+) -> tuple[Agent, FakeModels]:
     models = FakeModels(wanted)
-    agent = Agent([FakeLine(name) for name in wanted], models, world, 3600.0, lambda *_: None)
+    agent = Agent([line(name) for name in wanted], models, world, 3600.0, lambda *_: None, plans=plans)
     return agent, models
 
 
@@ -250,3 +257,60 @@ async def test_a_commit_whose_partition_was_taken_away_while_its_state_was_writt
     world.deliver = taken_away
     assert not await agent.commit()
     assert world.happened == []
+
+
+class PlannedLine(FakeLine):
+    """Its outputs name the plan that it heeds, in the digest's place."""
+
+    def take(self, batch):
+        return [(stream, offset, f"plan {self.plan.end}") for stream, offset, _ in super().take(batch)]
+
+
+class PlannedWorld(World):
+    """Its commits tell the plan in the digests' place."""
+
+    async def commit(self, commits: Mapping[TP, tuple[int, str]]) -> bool:
+        for next_offset, metadata in commits.values():
+            told = _decode(metadata)
+            self.happened.append(("commit", next_offset, {"a": f"plan {told.plan}"}, told.until))
+        return True
+
+
+def planned(end: int) -> Plans:
+    plans = Plans()
+    for offset in range(end):
+        plans.take(offset, f"w{offset}", Window(id=f"w{offset}", stream="a", begin_ms=0, end_ms=9))
+    return plans
+
+
+async def test_a_window_is_heeded_from_a_commit_on_that_names_it():
+    world, plans = PlannedWorld(None, 0), planned(1)
+    agent, _ = make_agent(world, {"a": "one"}, plans, PlannedLine)
+    await agent.take(fetched(world, 0, 9))
+    plans.take(1, "w1", None)
+    await agent.take(fetched(world, 10, 19))
+    assert outputs_before_their_commit(world) == []
+    written = [facts for what, *facts in world.happened if what == "output"]
+    assert {told for _, offset, told in written if offset < 10} == {"plan 1"}
+    assert {told for _, offset, told in written if offset >= 10} == {"plan 2"}
+
+
+async def test_who_took_over_heeds_the_windows_of_the_commit_until_the_old_promise_ends():
+    world = PlannedWorld(Checkpoint(100, 0, 400, "e", {"a": "one"}, plan=2), 100)
+    agent, _ = make_agent(world, {"a": "one"}, planned(3), PlannedLine)
+    for first in range(100, 1_000, 50):
+        await agent.take(fetched(world, first, first + 49))
+    written = [facts for what, *facts in world.happened if what == "output"]
+    assert {told for _, offset, told in written if offset < 400} == {"plan 2"}
+    assert {told for _, offset, told in written if offset >= 400} == {"plan 3"}
+
+
+async def test_a_commit_that_knew_more_of_maintenance_is_waited_for():
+    world, plans = PlannedWorld(Checkpoint(0, 0, 5_000, "e", {"a": "one"}, plan=2), 0), planned(1)
+    agent, _ = make_agent(world, {"a": "one"}, plans, PlannedLine)
+    begun = asyncio.create_task(agent.take(fetched(world, 0, 9)))
+    await asyncio.sleep(0)
+    assert world.happened == []
+    plans.take(1, "w1", None)
+    await begun
+    assert {facts[2] for what, *facts in world.happened if what == "output"} == {"plan 2"}

@@ -90,6 +90,23 @@ def test_a_change_of_regime_in_training_is_refused_and_said_so():
         calibrate(fit_baseline("var", ready.windows(FIT), CONTRACT), ready)
 
 
+def test_devices_of_a_fleet_whose_rows_are_mostly_anomalous_set_no_threshold_and_are_named():
+    device, ts, values = plant(rows=400, devices=12)
+    names = [f"d{i}" for i in range(12)]
+
+    def made(values):
+        ready = prepare(CONTRACT, names, device, ts, values)
+        return calibrate(fit_baseline("var", ready.windows(FIT), CONTRACT), ready)
+
+    odd = values.copy()
+    for one in (3, 7):                       # in the last quarter, which sets thresholds, far off
+        at = np.flatnonzero(device == one)[300:]
+        odd[at] += 15 * np.random.default_rng(one).normal(size=(len(at), 4))
+    found, plain = made(odd), made(values)
+    assert {"d3", "d7"} <= set(found.facts["set_aside"])
+    assert found.scorer.threshold < 1.5 * plain.scorer.threshold
+
+
 def test_an_alert_rate_becomes_a_threshold_and_a_rarer_one_a_higher_threshold():
     ready = prepared()
     model = fit_baseline("var", ready.windows(FIT), CONTRACT)

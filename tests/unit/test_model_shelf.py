@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import BadInput, StopWorker
+from pipeline.errors import StopWorker
 from pipeline.registry.bundle import Bundle
 from pipeline.registry.store import Registry
 from pipeline.scoring.models import ModelShelf
@@ -41,9 +41,15 @@ def shelf(registry: Registry, refusals: list[str]) -> ModelShelf:
     return ModelShelf(registry, {"pump": CONTRACT}, {}, "cpu", refusals.append)
 
 
-def test_a_stream_with_neither_champion_nor_bundle_is_told(shelf):
-    with pytest.raises(BadInput, match=r"streams\.pump\.bundle"):
-        shelf.open()
+def test_a_stream_with_neither_champion_nor_bundle_waits_for_one_and_says_so(shelf, champion, caplog):
+    shelf.open()
+    assert shelf.wanted("pump").is_blank
+    assert shelf.load("pump", "none").is_blank
+    assert "stream pump" in caplog.text
+    assert "no_model" in caplog.text
+    first = champion(1)
+    assert shelf.look("pump")
+    assert shelf.wanted("pump").digest == first.digest
 
 
 def test_the_fallback_scores_until_there_is_a_champion(registry, champion, tmp_path):

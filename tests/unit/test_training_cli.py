@@ -91,6 +91,18 @@ def test_what_can_not_be_done_is_said_with_what_to_do(folder: Path, options: tup
     assert not (folder / "other").exists()
 
 
+def test_rows_that_are_mostly_anomalous_are_refused_though_nothing_says_which(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    steps = np.arange(1200) / 20
+    values = np.column_stack([np.sin(steps), np.cos(steps)]) + 0.2 * rng.normal(size=(1200, 2))
+    values[300:, 1] += 12
+    lines = ["ts,a,b"] + [f"{1_700_000_000 + at},{a:.4f},{b:.4f}" for at, (a, b) in enumerate(values)]
+    (folder / "odd.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(BadInput, match=r"most in b.*--trim"):
+        call("train", folder / "odd.csv", "--model", "linear", "--out", folder / "odd")
+    assert not (folder / "odd").exists()
+
+
 def test_a_file_without_time_is_refused_with_the_option_that_makes_one(folder: Path) -> None:
     (folder / "plain.csv").write_text("a,b\n" + "\n".join("1,2" for _ in range(50)))
     with pytest.raises(BadInput, match="--time-column none --step"):
