@@ -1,7 +1,7 @@
 """A fetch's record batches to columns, without a Python object a record.
 
 aiokafka makes an object of its own for each record and a ConsumerRecord around it, two thirds of what reading costs.
-Here the batches' bytes are kept, and one compiled pass finds where keys and values lie. It swaps two private names of
+Here the batches' bytes are kept, and one compiled pass finds where keys and values lie. It swaps three private names of
 the pinned version, guarded by `overrides.check`. Old message formats (before Kafka 0.11), `max_poll_records` and
 reading committed transactions only take the stock path.
 
@@ -14,6 +14,7 @@ from typing import Any
 import google_crc32c
 import numba
 import numpy as np
+from aiokafka import conn
 from aiokafka.codec import gzip_decode, lz4_decode, snappy_decode, zstd_decode
 from aiokafka.consumer import fetcher
 from aiokafka.errors import CorruptRecordException
@@ -21,6 +22,7 @@ from aiokafka.record.memory_records import MemoryRecords
 
 from pipeline.core.records import Records
 
+READER_BYTES = 4 << 20   # that a connection takes in before it pauses: a fetch
 HEADER_BYTES = 61     # of a record batch, up to its first record
 LOG_OVERHEAD = 12     # base offset and length, which the length does not count
 MAGIC_AT = 16
@@ -184,5 +186,6 @@ def _columns_of(records: list[Any]) -> Any:
 
 def install() -> None:
     """From now on, in this process."""
+    conn.READER_LIMIT = READER_BYTES
     fetcher.MemoryRecords = KeptRecords
     fetcher.FetchResult = RawFetchResult

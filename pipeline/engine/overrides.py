@@ -98,6 +98,10 @@ SYMBOLS: tuple[Symbol, ...] = (
         "not replaced: the layout and the facts of a batch that `fetch.read_batches` reads",
     ),
     Symbol(
+        "aiokafka.conn:AIOKafkaConnection.connect", "b0f9ba7f0cf6",
+        "not replaced: its buffer of 64 kB, raised to hold a fetch, else the socket is paused and resumed within each",
+    ),
+    Symbol(
         "aiokafka.consumer.fetcher:PartitionRecords", "94aa0da0dbec",
         "not replaced: its records are read batch by batch",
     ),
