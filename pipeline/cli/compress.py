@@ -96,18 +96,21 @@ def _in_episodes(table: Table, episodes: Path) -> np.ndarray:
         raise BadInput(f"{episodes}: no episodes of `narrows backtest --episodes`: {error}") from error
     fine, before = np.zeros(len(table), bool), BlockRules().rows_before
     places = {name: np.flatnonzero(table.device == i) for i, name in enumerate(table.devices)}
-    for event in events:
+    for event in {event.episode_id: event for event in events}.values():      # the last word on each
         rows = places.get(event.device, np.zeros(0, np.int64))
-        inside = np.flatnonzero((table.ts_ms[rows] >= event.window_start) & (table.ts_ms[rows] <= event.window_end))
+        last_ms = event.window_end if event.state == "closed" else np.inf
+        inside = np.flatnonzero((table.ts_ms[rows] >= event.window_start) & (table.ts_ms[rows] <= last_ms))
         if len(inside):
             fine[rows[max(inside[0] - before, 0) : inside[-1] + 1]] = True
     return fine
 
 
 class _Event(msgspec.Struct):
-    """What is needed of a line of `narrows backtest --episodes`."""
+    """What is needed of a line of `narrows backtest --episodes`; an episode that never closed lasts to the end."""
 
+    episode_id: str
     device: str
+    state: str
     window_start: int
     window_end: int
 

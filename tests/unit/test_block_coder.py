@@ -2,6 +2,7 @@
 
 from collections import namedtuple
 from collections.abc import Iterator
+from itertools import combinations
 
 import msgspec
 import numpy as np
@@ -137,12 +138,11 @@ def test_latent_blocks_are_read_from_the_topics_and_make_the_errors_that_they_st
         assert np.array_equal(told.high, values[ts_ms[rows] // 1000].max(axis=0))
 
 
-@pytest.mark.parametrize(("bound", "left"), [(1e-3, ()), (0.22, tuple(range(8))), (1.0, ())])
-def test_latents_are_taken_by_themselves_only_where_they_keep_the_bound_and_save_bytes(
-    bound: float, left: tuple[int, ...],
-) -> None:
+def waving(*bounds: float) -> tuple[Contract, Model, Block]:
+    """Eight channels that move together, a PCA of them with its latents' codec, and a block of 64 rows."""
     contract = Contract(
-        channels=tuple(Channel(name=f"c{c}", bound=bound) for c in range(8)), window=32, memory=64, span_ms=64_000,
+        channels=tuple(Channel(name=f"c{c}", bound=bound) for c, bound in enumerate(bounds)), window=32, memory=64,
+        span_ms=64_000,
     )
     known, values = waves(3000, 1), waves(64, 2)
     windows = np.stack([known[i : i + 32] for i in range(0, 2900, 3)])
@@ -154,15 +154,27 @@ def test_latents_are_taken_by_themselves_only_where_they_keep_the_bound_and_save
         "d" * 64, session, Scaling((), np.zeros((1, 8)), np.ones((1, 8))), small_scorer(contract),
         train_codec([known], contract.bounds, step_ms=1000).to_bytes(), graph, latent_codec.to_bytes(),
     )
-    block = Block(
+    return contract, model, Block(
         0, 0, 0, False, False, 1000 * np.arange(64), values, model.digest, None, -1, np.zeros(64, bool),
         session.run(np.stack([values[:32], values[32:]])).latent,
     )
+
+
+@pytest.mark.parametrize(("bounds", "left"), [
+    ([1e-3] * 8, ()), ([0.22] * 8, tuple(range(8))), ([1.0] * 8, ()),
+    ([0.22, 1e-3] * 4, ()),       # the tight channels tell the loose ones for nothing
+])
+def test_auto_is_the_smallest_of_all_the_ways_that_keep_the_bounds(bounds: list[float], left: tuple[int, ...]) -> None:
+    contract, model, block = waving(*bounds)
     [chosen] = BlockCoder(contract, model, BlockRules(kind="auto")).encode([block], ["one"])
-    [bounded] = BlockCoder(contract, model, BlockRules()).encode([block], ["one"])
     assert chosen.latent == left
-    assert len(chosen.frame) <= len(bounded.frame)
     assert chosen.normal.largest <= 1
+    able = [f"c{c}" for c, bound in enumerate(bounds) if bound > 0.1]
+    sizes = [0, 1, len(able) - 1, len(able)] if len(able) > 4 else range(len(able) + 1)
+    ways = [BlockRules(rules=(BlockRule(channels=some, kind="latent"),)) if some else BlockRules()
+            for size in sizes for some in combinations(able, size)]
+    frames = [BlockCoder(contract, model, rules).encode([block], ["one"])[0].frame for rules in ways]
+    assert len(chosen.frame) == min(map(len, frames))
 
 
 def test_a_missing_value_and_an_episode_are_never_left_to_latents() -> None:

@@ -262,9 +262,11 @@ def test_compress_keeps_the_rows_of_episodes_finer(tmp_path: Path) -> None:
     x = recording(300, 2)
     lines = [f"{t},{','.join(map(str, row))}" for t, row in zip(TS_MS[:300].tolist(), x.tolist(), strict=True)]
     (tmp_path / "in.csv").write_text("ts,a,b,c,d,e,f\n" + "\n".join(lines) + "\n")
-    (tmp_path / "episodes.jsonl").write_text(json.dumps({
-        "device": "in", "state": "opened", "window_start": int(TS_MS[120]), "window_end": int(TS_MS[140]),
-    }) + "\n")
+    events = [("one", "opened", 120, 121), ("one", "closed", 120, 140), ("two", "opened", 290, 291)]
+    (tmp_path / "episodes.jsonl").write_text("".join(json.dumps({
+        "episode_id": name, "device": "in", "state": state, "window_start": int(TS_MS[start]),
+        "window_end": int(TS_MS[end]),
+    }) + "\n" for name, state, start, end in events))
     runner, packed = CliRunner(), tmp_path / "in.nrw"
     made = runner.invoke(app, [
         "compress", str(tmp_path / "in.csv"), "--out", str(packed), "--bound", "1e-2", "--in-episode", "0",
@@ -273,11 +275,12 @@ def test_compress_keeps_the_rows_of_episodes_finer(tmp_path: Path) -> None:
     assert made.exit_code == 0, made.output
     facts = json.loads(runner.invoke(app, ["inspect", str(packed), "--json"]).output)
     assert facts["in_episode"] == 0
-    assert facts["classes"]["episode"]["rows"] == 21 + 32
+    assert facts["classes"]["episode"]["rows"] == 21 + 32 + 10 + 32         # the second one never closed
     assert facts["classes"]["episode"]["largest_error"] == 0 < facts["classes"]["normal"]["largest_error"]
-    assert "episode: 53 rows" in runner.invoke(app, ["inspect", str(packed)]).output
+    assert "episode: 95 rows" in runner.invoke(app, ["inspect", str(packed)]).output
     read = np.concatenate([values for _, _, values in BlockFile(packed).read()])
     assert (read[88:141] == x[88:141]).all()
+    assert (read[258:] == x[258:]).all()
     (tmp_path / "episodes.jsonl").write_text("no episodes\n")
     refused = runner.invoke(app, [
         "compress", str(tmp_path / "in.csv"), "--out", str(packed), "--episodes", str(tmp_path / "episodes.jsonl"),

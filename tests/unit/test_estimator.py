@@ -96,6 +96,40 @@ def test_samples_lie_in_the_range_of_the_data_and_on_its_lattice() -> None:
     assert made.max() <= 4 + 1e-3
 
 
+def test_samples_are_near_the_data_in_mean_spread_and_correlation_and_no_copies() -> None:
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(3, 36))
+    old, new = ((rng.normal(size=(600, 3)) @ mix + rng.normal(size=(600, 36))).astype(np.float32) for _ in range(2))
+    model = AutoencoderModel(family="dense", window=12, latent=3, settings={"epochs": 2}).fit(old.reshape(-1, 12, 3))
+    made = model.sample(600, seed=1)
+    flat = made.reshape(600, -1)
+    assert np.abs((flat.mean(axis=0) - new.mean(axis=0)) / new.std(axis=0)).max() < 0.25
+    assert np.abs(flat.std(axis=0) / new.std(axis=0) - 1).max() < 0.25
+    assert np.abs(np.corrcoef(flat.T) - np.corrcoef(new.T)).mean() < 0.08
+    known = old.reshape(-1, 12, 3)
+    assert generate.nearness(new.reshape(-1, 12, 3), made, known) > 0.9
+    assert generate.nearness(new.reshape(-1, 12, 3), known, known) == 0
+    assert (model.sample(5, seed=1) == model.sample(5, seed=1)).all()
+
+
+def test_errors_of_places_go_together_in_samples_as_in_the_data() -> None:
+    """The model's one latent says nothing of the second channel, whose rows all move as one."""
+    rng = np.random.default_rng(0)
+    windows = np.stack([np.tile(3 * rng.normal(size=(500, 1)), 8), np.tile(rng.normal(size=(500, 1)), 8)], axis=2)
+    model = AutoencoderModel(family="dense", window=8, latent=1, settings={"epochs": 2}).fit(windows)
+    made = model.sample(500, seed=1)
+    assert np.corrcoef(made[:, 0, 1], made[:, 7, 1])[0, 1] > 0.9
+
+
+def test_the_prior_finds_the_clusters_that_latents_lie_in() -> None:
+    rng = np.random.default_rng(0)
+    z = np.concatenate([rng.normal(-5, 0.2, (200, 2)), rng.normal(5, 0.2, (300, 2))])
+    prior = generate.fit_prior(z)
+    drawn = prior.sample(1000, rng)
+    assert (np.abs(np.abs(drawn) - 5) < 3).all()
+    assert abs((drawn[:, 0] > 0).mean() - 0.6) < 0.06
+
+
 def test_a_classifier_tells_noise_from_data_and_not_data_from_data() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.normal(size=(2, 200, 6, 2))
