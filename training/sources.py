@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cli.files import read_told
+from pipeline.cli.files import read_told, told_blocks
 from pipeline.core.contract import Contract
-from pipeline.formats.files import FileOptions, Table, count_rows, read_blocks
+from pipeline.formats.files import FileOptions, Table, count_rows
 from training import contamination, data, examples
 from training.evaluate import any_label
 from training.from_topic import Reach
@@ -76,7 +76,7 @@ def from_files(paths: list[Path], options: FileOptions, asked: Asked) -> Iterato
         yield in_memory(read_told(paths, options), asked, source)
         return
     _say(f"about {count:,} rows of {columns} columns don't fit (--memory-mb): they are laid on disk, {asked.folder}")
-    with spool(read_blocks(paths, options), asked.folder, asked.labels) as laid:
+    with spool(told_blocks(paths, options), asked.folder, asked.labels) as laid:
         yield on_disk(laid, asked, source, most)
 
 
