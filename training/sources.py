@@ -63,7 +63,12 @@ class Asked:
 
     def most_rows(self, channels: int) -> int:
         """How many rows may be in memory."""
-        return most_rows(channels, self.memory_mb or SHARE_OF_FREE * free_memory_mb())
+        return rows_that_fit(channels, self.memory_mb)
+
+
+def rows_that_fit(channels: int, memory_mb: float | None) -> int:
+    """How many rows of so many channels may be in memory. memory_mb : None for a share of what is free."""
+    return most_rows(channels, memory_mb or SHARE_OF_FREE * free_memory_mb())
 
 
 @contextmanager
@@ -119,6 +124,7 @@ def in_memory(table: Table, asked: Asked, source: dict[str, Any]) -> Source:
 
 def on_disk(laid: Spool, asked: Asked, source: dict[str, Any], most: int) -> Source:
     """The rows of a spool, a sample of them in memory. most : rows of the sample, about."""
+    laid.check_order()
     if not (asked.labels or asked.accept):
         contamination.check_labels(laid.marked)
     contract = asked.contract

@@ -33,6 +33,7 @@ from training.prepare import CALIBRATION, COVARIANCE, FIT, SHARES, Prepared, pre
 from training.windows import Windows
 
 CHUNK = 1 << 16          # rows of one device that are looked at together
+ANOMALOUS, UNKNOWN = 1, 2    # a row's label, else 0
 STRETCH = 4              # a sampled stretch is as long as so many memories
 PER_VALUE, PER_ROW = 160, 200   # bytes that training in memory takes at its peak, a value and a row
 
@@ -70,8 +71,8 @@ class Spool:
     devices : D names.   starts : (D + 1,) row at which each device begins.   channels, context, labels : names.
     low, high : (C,) of the finite values, NaN where there is none.   dropped : rows behind their device's newest.
     marked : share of the rows that each column called like a label marks.
-    ts_ms : (n,) int64.   values : (n, C) float32.   label : (n,) uint8, 1 anomalous by the label columns.
-    Each of the last three, `part` (n,) int8 and what `learn` gives are files under `folder`.
+    ts_ms : (n,) int64.   values : (n, C) float32.   label : (n,) uint8, ANOMALOUS or UNKNOWN by the label columns.
+    Each of the last three, `part` (n,) int8 from `cut` and what `learn` gives are files under `folder`.
     """
 
     folder: Path
@@ -86,7 +87,7 @@ class Spool:
     ts_ms: np.ndarray
     values: np.ndarray
     label: np.ndarray
-    part: np.ndarray = field(init=False)
+    part: np.ndarray | None = field(init=False, default=None)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -101,9 +102,26 @@ class Spool:
         """Time of the last row."""
         return int(self.ts_ms[self.starts[1:] - 1].max())
 
+    def check_order(self) -> None:
+        """Raises BadInput when time goes backwards or stands still in more than 1 % of the rows that came."""
+        total = len(self) + self.dropped
+        if self.dropped > data.BACKWARDS_SHARE * total:
+            raise BadInput(f"time goes backwards or stands still in {self.dropped} of {total} rows: sort the files by "
+                           "time, name the column that tells devices apart (--device-column), or use --time-column "
+                           "none --step SECONDS")
+
     def count_masked(self) -> int:
         """Rows that `cut` left out."""
-        return sum(int((self.part[low:high] < 0).sum()) for low, high in _chunks(0, len(self)))
+        part = self._cut_part()
+        return sum(int((part[low:high] < 0).sum()) for low, high in _chunks(0, len(self)))
+
+    def labels(self) -> np.ndarray:
+        """(n,) float32 in memory: 1 anomalous, 0 normal, NaN unknown."""
+        return _as_label(self.label)
+
+    def rows(self, start: int, stop: int) -> Table:
+        """Rows between two places, as a table with `label`."""
+        return self._table(np.arange(start, stop))
 
     def __enter__(self) -> "Spool":
         return self
@@ -129,7 +147,7 @@ class Spool:
         """
         table = self.thinned(most)
         odd = find_odd(contract, table.devices, table.device, data.in_contract_order(table, contract),
-                       self._thin(self.label, most) > 0)
+                       self._thin(self.label, most) == ANOMALOUS)
         rows = _create(self.folder / "odd.bin", (len(self),), np.uint8)
         at = 0
         for device, (start, stop) in enumerate(self._spans()):
@@ -144,7 +162,7 @@ class Spool:
     # ------------------------------------------------------------ parts, sample, windows
 
     def cut(self, contract: Contract, masks: Iterable[np.ndarray] = ()) -> None:
-        """Which part each row belongs to, as `prepare.split`, into `part`. masks : (n,) rows to leave out, > 0."""
+        """Which part each row belongs to, as `prepare.split`, into `part`. masks : (n,) rows to leave out, 1."""
         self.part = _create(self.folder / "part.bin", (len(self),), np.int8)
         left_out = (self.label, *masks)
         lengths = np.diff(self.starts)
@@ -165,6 +183,11 @@ class Spool:
                 self.part[low:high] = np.where(free, part, -1)
                 seen += int(free.sum())
 
+    def sample(self, contract: Contract, most: int) -> Table:
+        """About `most` rows in memory: whole stretches of each device, evenly spread over each part if there are any.
+        """
+        return self._table(self._sampled(contract, most))
+
     def prepare(self, contract: Contract, most: int) -> tuple[Table, Prepared]:
         """A sample of about `most` rows in memory, made ready: whole stretches of each device, evenly spread over each
         part. The scaling is that of all rows.
@@ -173,7 +196,7 @@ class Spool:
         """
         places = self._sampled(contract, most)
         table = self._table(places)
-        part = np.asarray(self.part[places])
+        part = np.asarray(self._cut_part()[places])
         prepared = prepare(
             contract, table.devices, table.device, table.ts_ms, data.in_contract_order(table, contract),
             mask=part < 0, part=part, scaling=self._scaling(contract))
@@ -213,7 +236,11 @@ class Spool:
         return zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)
 
     def _masked(self, masks: Iterable[np.ndarray], start: int, stop: int) -> np.ndarray:
-        return np.logical_or.reduce([mask[start:stop] > 0 for mask in masks])
+        return np.logical_or.reduce([mask[start:stop] == ANOMALOUS for mask in masks])
+
+    def _cut_part(self) -> np.ndarray:
+        assert self.part is not None, "cut comes first"
+        return self.part
 
     def _stride(self, device: int, most: int) -> int:
         count = int(self.starts[device + 1] - self.starts[device])
@@ -231,7 +258,7 @@ class Spool:
         return Table(
             devices=tuple(self.devices[one] for one in used), device=device.astype(np.int64),
             ts_ms=np.asarray(self.ts_ms[places]), channels=self.channels, values=np.asarray(self.values[places]),
-            context=self.context, labels={"label": np.asarray(self.label[places])},
+            context=self.context, labels={"label": _as_label(self.label[places])},
             reason=np.zeros(len(places), np.uint8))
 
     def _sampled(self, contract: Contract, most: int) -> np.ndarray:
@@ -265,7 +292,9 @@ class Spool:
         return np.concatenate(places)
 
     def _parts_of(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Where fit, covariance and calibration lie, masked rows among them."""
+        """Where fit, covariance and calibration lie, masked rows among them; one stretch where nothing was cut."""
+        if self.part is None:
+            return [(start, stop)]
         edges = [start]
         for part in (COVARIANCE, CALIBRATION):
             first = stop
@@ -286,7 +315,7 @@ class Spool:
         count, mean, square = (np.zeros((len(self.devices), len(order))) for _ in range(3))
         for device, (start, stop) in enumerate(self._spans()):
             for low, high in _chunks(start, stop):
-                part = self.part[low:high]
+                part = self._cut_part()[low:high]
                 known = self.values[low:high][(part == FIT) | (part == COVARIANCE)][:, order]
                 one = Moments(count[device : device + 1], mean[device : device + 1], square[device : device + 1])
                 one = one.joined(Moments.of(known, np.zeros(len(known), np.int64), 1))
@@ -314,7 +343,7 @@ class Spool:
                 count = 0
                 for low, high in _chunks(start, stop):
                     begin = max(start, low - contract.window + 1)    # the rows that the first window needs
-                    ts_ms, part = np.asarray(self.ts_ms[begin:high]), self.part[begin:high]
+                    ts_ms, part = np.asarray(self.ts_ms[begin:high]), self._cut_part()[begin:high]
                     run = run_lengths(np.zeros(high - begin, np.int64), ts_ms, contract.max_gap_ms)
                     touched = np.concatenate([[0], np.cumsum(part < 0)])
                     ends = np.flatnonzero((run >= contract.window) & (part == FIT))
@@ -331,7 +360,7 @@ def spool(blocks: Iterable[Table], folder: Path, labels: tuple[str, ...] = ()) -
     """Lay blocks of rows on disk under `folder` (made anew), grouped by device, rows behind their device's newest left
     out. labels : columns of the blocks that mark anomalous rows.
 
-    Raises BadInput when time goes backwards in more than 1 % of the rows, or nothing came.
+    Raises BadInput when nothing came.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -361,17 +390,15 @@ def spool(blocks: Iterable[Table], folder: Path, labels: tuple[str, ...] = ()) -
             low, high = np.fmin(low, _edge(values, np.fmin)), np.fmax(high, _edge(values, np.fmax))
             for name, share in labelled_shares(block).items():
                 marked_rows[name] = marked_rows.get(name, 0.0) + share * len(block)
-            marked = any_label(block, labels) > 0 if labels else np.zeros(len(block), bool)
+            marked = any_label(block, labels) if labels else np.zeros(len(block))
+            marked = np.where(np.isnan(marked), UNKNOWN, marked)
             for name, column in (("device", place), ("ts_ms", block.ts_ms), ("values", values), ("label", marked)):
                 column[keep].astype(kinds[name]).tofile(files[name])
     finally:
         for file in files.values():
             file.close()
     if first is None or not kept_rows:
-        raise BadInput("there are no rows to learn from")
-    if total - kept_rows > data.BACKWARDS_SHARE * total:
-        raise BadInput(f"time goes backwards or stands still in {total - kept_rows} of {total} rows: sort the files by "
-                       "time, or name the column that tells devices apart (--device-column)")
+        raise BadInput("there are no rows")
     starts = np.concatenate([[0], np.cumsum(count)])
     grouped = _group(folder, kept_rows, len(first.channels), starts, kinds)
     return Spool(
@@ -419,6 +446,10 @@ def _edge(values: np.ndarray, which: np.ufunc) -> np.ndarray:
     """Least or greatest finite value of each column, NaN where there is none."""
     edge: np.ndarray = which.reduce(values, axis=0)
     return edge.astype(np.float64)
+
+
+def _as_label(label: np.ndarray) -> np.ndarray:
+    return np.where(label == UNKNOWN, np.float32(np.nan), label).astype(np.float32)
 
 
 def _create(path: Path, shape: tuple[int, ...], kind: Any) -> np.ndarray:

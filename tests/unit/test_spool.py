@@ -111,8 +111,9 @@ def test_rows_lie_by_device_and_late_ones_are_left_out(tmp_path: Path) -> None:
 
 def test_time_that_goes_backwards_is_refused_on_disk_too(tmp_path: Path) -> None:
     blocks = blocks_of((900,))
-    with pytest.raises(BadInput, match=r"time goes backwards.*--device-column"):
-        spool.spool([*blocks, *blocks], tmp_path / "s")
+    with (spool.spool([*blocks, *blocks], tmp_path / "s") as laid,
+          pytest.raises(BadInput, match=r"time goes backwards.*--device-column")):
+        laid.check_order()
 
 
 @pytest.mark.parametrize("counts", [(3000, 1100), (12,) * 40], ids=["series", "pictures"])
