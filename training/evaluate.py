@@ -117,14 +117,14 @@ def score_laid(bundle: Bundle, laid: "Spool") -> Judged:
     """
     contract, session = bundle.contract, Session(bundle.model)
     verdicts = Verdicts(contract.episode, len(laid.devices))
-    device = np.repeat(np.arange(len(laid.devices), dtype=np.int32), np.diff(laid.starts))
+    device = np.repeat(np.arange(len(laid.devices), dtype=np.int32), laid.stops - laid.starts)
     score, zscore = np.full(len(laid), np.nan, np.float32), np.empty(len(laid), np.float32)
     is_anomaly = np.zeros(len(laid), bool)
     opened = 0
     for low in range(0, len(laid), SCORED_ROWS):
         high = min(len(laid), low + SCORED_ROWS)
         begin = max(int(laid.starts[device[low]]), low - contract.memory + 1)    # the rows that the first score needs
-        prepared, _ = lay_out(bundle, laid.rows(begin, high))
+        prepared, _ = lay_out(bundle, laid.take(np.arange(begin, high)))
         new = slice(low - begin, None)
         if (prepared.run >= contract.window).any():
             score[low:high] = _scores(bundle, session, prepared)[0][new]

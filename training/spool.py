@@ -11,7 +11,7 @@ training learns from the windows that one in memory would learn from; its consta
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -68,7 +68,8 @@ def _lines(path: Path) -> list[str]:
 class Spool:
     """Rows on disk, grouped by device and in time order. Made by `spool`; a context that removes its folder.
 
-    devices : D names.   starts : (D + 1,) row at which each device begins.   channels, context, labels : names.
+    devices : D names.   starts, stops : (D,) row at which each device begins, and the one behind its last.
+    channels, context : names.
     low, high : (C,) of the finite values, NaN where there is none.   dropped : rows behind their device's newest.
     marked : share of the rows that each column called like a label marks.
     ts_ms : (n,) int64.   values : (n, C) float32.   label : (n,) uint8, ANOMALOUS or UNKNOWN by the label columns.
@@ -78,6 +79,7 @@ class Spool:
     folder: Path
     devices: tuple[str, ...]
     starts: np.ndarray
+    stops: np.ndarray
     channels: tuple[str, ...]
     context: tuple[str, ...]
     low: np.ndarray
@@ -90,17 +92,17 @@ class Spool:
     part: np.ndarray | None = field(init=False, default=None)
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return int((self.stops - self.starts).sum())
 
     @property
     def first_ms(self) -> int:
         """Time of the first row."""
-        return int(self.ts_ms[self.starts[:-1]].min())
+        return int(self.ts_ms[self.starts].min())
 
     @property
     def last_ms(self) -> int:
         """Time of the last row."""
-        return int(self.ts_ms[self.starts[1:] - 1].max())
+        return int(self.ts_ms[self.stops - 1].max())
 
     def check_order(self) -> None:
         """Raises BadInput when time goes backwards or stands still in more than 1 % of the rows that came."""
@@ -113,15 +115,40 @@ class Spool:
     def count_masked(self) -> int:
         """Rows that `cut` left out."""
         part = self._cut_part()
-        return sum(int((part[low:high] < 0).sum()) for low, high in _chunks(0, len(self)))
+        return sum(int((part[low:high] < 0).sum()) for span in self._spans() for low, high in _chunks(*span))
+
+    def count(self, mask: np.ndarray) -> int:
+        """Rows that a mask on disk marks."""
+        return sum(int((mask[low:high] > 0).sum()) for span in self._spans() for low, high in _chunks(*span))
 
     def labels(self) -> np.ndarray:
         """(n,) float32 in memory: 1 anomalous, 0 normal, NaN unknown."""
         return _as_label(self.label)
 
-    def rows(self, start: int, stop: int) -> Table:
-        """Rows between two places, as a table with `label`."""
-        return self._table(np.arange(start, stop))
+    def take(self, places: np.ndarray) -> Table:
+        """The rows at these places, ascending, as a table with `label`."""
+        used, device = np.unique(np.searchsorted(self.starts, places, side="right") - 1, return_inverse=True)
+        return Table(
+            devices=tuple(self.devices[one] for one in used), device=device.astype(np.int64),
+            ts_ms=np.asarray(self.ts_ms[places]), channels=self.channels, values=np.asarray(self.values[places]),
+            context=self.context, labels={"label": _as_label(self.label[places])},
+            reason=np.zeros(len(places), np.uint8))
+
+    def until(self, stops: np.ndarray) -> "Spool":
+        """The same rows up to an earlier one of each device. stops : (D,), each at or behind its start."""
+        return replace(self, stops=stops)
+
+    def inside(self, spans: Iterable[tuple[str, int, int]], name: str) -> np.ndarray:
+        """Rows inside any of the spans (device, first ms, last ms). (n,) uint8 on disk, 1 inside. name : of its file.
+        """
+        rows = _create(self.folder / f"{name}.bin", (len(self.ts_ms),), np.uint8)
+        places = {device: place for place, device in enumerate(self.devices)}
+        for device, first, last in spans:
+            if device in places:
+                start, stop = int(self.starts[places[device]]), int(self.stops[places[device]])
+                ts_ms = self.ts_ms[start:stop]
+                rows[start + np.searchsorted(ts_ms, first) : start + np.searchsorted(ts_ms, last, "right")] = 1
+        return rows
 
     def __enter__(self) -> "Spool":
         return self
@@ -134,11 +161,11 @@ class Spool:
     def thinned(self, most: int) -> Table:
         """Each n-th row of every device, about `most` in all; times are the rows' own."""
         every = [self._every(device, self._stride(device, most)) for device in range(len(self.devices))]
-        return self._table(np.concatenate(every))
+        return self.take(np.concatenate(every))
 
     def head(self, most: int) -> Table:
         """The first rows, in a row."""
-        return self._table(np.arange(min(most, len(self))))
+        return self.take(np.arange(min(most, len(self.ts_ms))))
 
     def find_odd(self, contract: Contract, most: int) -> tuple[Oddness, np.ndarray]:
         """Stretches unlike the rest of their device, as `contamination.find`, in every n-th row.
@@ -148,7 +175,7 @@ class Spool:
         table = self.thinned(most)
         odd = find_odd(contract, table.devices, table.device, data.in_contract_order(table, contract),
                        self._thin(self.label, most) == ANOMALOUS)
-        rows = _create(self.folder / "odd.bin", (len(self),), np.uint8)
+        rows = _create(self.folder / "odd.bin", (len(self.ts_ms),), np.uint8)
         at = 0
         for device, (start, stop) in enumerate(self._spans()):
             stride = self._stride(device, most)
@@ -163,11 +190,11 @@ class Spool:
 
     def cut(self, contract: Contract, masks: Iterable[np.ndarray] = ()) -> None:
         """Which part each row belongs to, as `prepare.split`, into `part`. masks : (n,) rows to leave out, 1."""
-        self.part = _create(self.folder / "part.bin", (len(self),), np.int8)
+        self.part = _create(self.folder / "part.bin", (len(self.ts_ms),), np.int8)
         left_out = (self.label, *masks)
-        lengths = np.diff(self.starts)
+        lengths = self.stops - self.starts
         if len(lengths) >= 10 and np.median(lengths) < 2 * contract.window:
-            whole = split_devices(np.arange(len(lengths)), np.asarray(self.ts_ms[self.starts[:-1]]),
+            whole = split_devices(np.arange(len(lengths)), np.asarray(self.ts_ms[self.starts]),
                                   np.zeros(len(lengths), dtype=bool))
             for device, (start, stop) in enumerate(self._spans()):
                 self.part[start:stop] = np.where(self._masked(left_out, start, stop), -1, whole[device])
@@ -186,20 +213,24 @@ class Spool:
     def sample(self, contract: Contract, most: int) -> Table:
         """About `most` rows in memory: whole stretches of each device, evenly spread over each part if there are any.
         """
-        return self._table(self._sampled(contract, most))
+        return self.take(self._sampled(contract, most))
 
-    def prepare(self, contract: Contract, most: int) -> tuple[Table, Prepared]:
+    def prepare(
+        self, contract: Contract, most: int, pardoned: np.ndarray | None = None
+    ) -> tuple[Table, Prepared]:
         """A sample of about `most` rows in memory, made ready: whole stretches of each device, evenly spread over each
         part. The scaling is that of all rows.
 
-        Call `cut` before. Returns the sample as a table, its label columns as one called `label`, and made ready.
+        Call `cut` before. pardoned : (n,) rows of alerts that people called false, 1.
+        Returns the sample as a table, its label columns as one called `label`, and made ready.
         """
         places = self._sampled(contract, most)
-        table = self._table(places)
+        table = self.take(places)
         part = np.asarray(self._cut_part()[places])
         prepared = prepare(
             contract, table.devices, table.device, table.ts_ms, data.in_contract_order(table, contract),
-            mask=part < 0, part=part, scaling=self._scaling(contract))
+            mask=part < 0, part=part, scaling=self._scaling(contract),
+            pardoned=None if pardoned is None else np.asarray(pardoned[places]) > 0)
         return table, prepared
 
     def learn(self, prepared: Prepared, validation: float) -> tuple[Windows, Windows]:
@@ -233,7 +264,7 @@ class Spool:
     # ------------------------------------------------------------ inside
 
     def _spans(self) -> Iterator[tuple[int, int]]:
-        return zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)
+        return zip(self.starts.tolist(), self.stops.tolist(), strict=True)
 
     def _masked(self, masks: Iterable[np.ndarray], start: int, stop: int) -> np.ndarray:
         return np.logical_or.reduce([mask[start:stop] == ANOMALOUS for mask in masks])
@@ -243,38 +274,28 @@ class Spool:
         return self.part
 
     def _stride(self, device: int, most: int) -> int:
-        count = int(self.starts[device + 1] - self.starts[device])
+        count = int(self.stops[device] - self.starts[device])
         return max(1, -(-count // max(1, round(most * count / len(self)))))
 
     def _every(self, device: int, stride: int) -> np.ndarray:
-        return np.arange(self.starts[device], self.starts[device + 1], stride)
+        return np.arange(self.starts[device], self.stops[device], stride)
 
     def _thin(self, column: np.ndarray, most: int) -> np.ndarray:
         return np.concatenate([
             column[self._every(device, self._stride(device, most))] for device in range(len(self.devices))])
 
-    def _table(self, places: np.ndarray) -> Table:
-        used, device = np.unique(np.searchsorted(self.starts, places, side="right") - 1, return_inverse=True)
-        return Table(
-            devices=tuple(self.devices[one] for one in used), device=device.astype(np.int64),
-            ts_ms=np.asarray(self.ts_ms[places]), channels=self.channels, values=np.asarray(self.values[places]),
-            context=self.context, labels={"label": _as_label(self.label[places])},
-            reason=np.zeros(len(places), np.uint8))
-
     def _sampled(self, contract: Contract, most: int) -> np.ndarray:
         """Places of the sample's rows, ascending."""
         length = STRETCH * contract.memory
         least = 3 * length                                          # a stretch of each part
-        lengths = np.diff(self.starts)
+        lengths = self.stops - self.starts
         quota = np.maximum(np.minimum(lengths, least), most * lengths // len(self))
-        kept = np.arange(len(lengths))
-        while len(kept) > 3 and quota[kept].sum() > 1.5 * most:     # a fleet of many: whole devices are left out
-            kept = kept[:: 2]
-        places = [self._sampled_of(int(device), contract, int(quota[device]), length) for device in kept]
+        places = [self._sampled_of(int(device), contract, int(quota[device]), length)
+                  for device in fewer_devices(quota, most)]
         return np.concatenate(places)
 
     def _sampled_of(self, device: int, contract: Contract, quota: int, length: int) -> np.ndarray:
-        start, stop = int(self.starts[device]), int(self.starts[device + 1])
+        start, stop = int(self.starts[device]), int(self.stops[device])
         if stop - start <= quota:
             return np.arange(start, stop)
         places = []
@@ -309,7 +330,7 @@ class Spool:
 
     def _scaling(self, contract: Contract) -> Scaling | None:
         """Of all rows that a scaling is fitted on; None where the sample's own is meant (pictures, recordings)."""
-        if len(self.devices) >= 10 and np.median(np.diff(self.starts)) < 2 * contract.window:
+        if len(self.devices) >= 10 and np.median(self.stops - self.starts) < 2 * contract.window:
             return None
         order = [self.channels.index(name) for name in contract.names]
         count, mean, square = (np.zeros((len(self.devices), len(order))) for _ in range(3))
@@ -325,7 +346,7 @@ class Spool:
     def _scaled(self, contract: Contract, scaling: Scaling) -> np.ndarray:
         """The model's inputs of all rows, (n, I) float32 on disk."""
         order = [self.channels.index(name) for name in contract.names]
-        rows = _create(self.folder / "scaled.bin", (len(self), len(contract.inputs)), np.float32)
+        rows = _create(self.folder / "scaled.bin", (len(self.ts_ms), len(contract.inputs)), np.float32)
         index = scaling.index(self.devices)
         for device, (start, stop) in enumerate(self._spans()):
             for low, high in _chunks(start, stop):
@@ -354,6 +375,17 @@ class Spool:
                 at += count
         every = np.memmap(place, np.int64, "r") if at else np.empty(0, np.int64)
         return ((device, every[low:high]) for device, (low, high) in enumerate(ranges))
+
+
+def fewer_devices(sizes: np.ndarray, most: int) -> np.ndarray:
+    """Devices, evenly spread, whose rows together are about `most`: of a fleet of many, whole ones are left out.
+
+    sizes : (D,) rows of each.
+    """
+    kept = np.arange(len(sizes))
+    while len(kept) > 3 and sizes[kept].sum() > 1.5 * most:
+        kept = kept[::2]
+    return kept
 
 
 def spool(blocks: Iterable[Table], folder: Path, labels: tuple[str, ...] = ()) -> Spool:
@@ -402,7 +434,7 @@ def spool(blocks: Iterable[Table], folder: Path, labels: tuple[str, ...] = ()) -
     starts = np.concatenate([[0], np.cumsum(count)])
     grouped = _group(folder, kept_rows, len(first.channels), starts, kinds)
     return Spool(
-        folder, tuple(names), starts, first.channels, first.context, low, high, total - kept_rows,
+        folder, tuple(names), starts[:-1], starts[1:], first.channels, first.context, low, high, total - kept_rows,
         {name: rows / total for name, rows in marked_rows.items()}, grouped["ts_ms"], grouped["values"],
         grouped["label"])
 
