@@ -90,6 +90,15 @@ def test_a_change_of_regime_in_training_is_refused_and_said_so():
         calibrate(fit_baseline("var", ready.windows(FIT), CONTRACT), ready)
 
 
+def test_a_refusal_names_the_channel_the_device_and_since_when_and_says_what_to_do():
+    device, ts, values = plant(devices=1)
+    values[-200:, 1] += 20
+    ready = prepare(CONTRACT, ["press"], device, ts, values)
+    name = CONTRACT.names[1]
+    with pytest.raises(BadInput, match=rf"from {name} .*device press.*1970-.* UTC on.*--ignore-columns {name}.*shift"):
+        calibrate(fit_baseline("var", ready.windows(FIT), CONTRACT), ready)
+
+
 def test_an_alert_rate_becomes_a_threshold_and_a_rarer_one_a_higher_threshold():
     ready = prepared()
     model = fit_baseline("var", ready.windows(FIT), CONTRACT)
