@@ -416,8 +416,10 @@ def _torch_module(threads: int) -> Any:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     try:
         import torch
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise BadInput("training needs torch: install narrows[train], or use --model var, pca or raw") from error
+    except ImportError as error:                                     # it is there: no memory, or a library is missing
+        raise BadInput(f"torch can't be loaded: {error}") from error
     return torch
 
 

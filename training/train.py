@@ -105,21 +105,26 @@ def going_on(champion: Bundle, recipe: Recipe | None = None) -> Recipe:
 
 
 def build(contract: Contract, recipe: Recipe) -> Autoencoder:
-    """The recipe's model for that contract, with starting weights from the recipe's seed."""
+    """The recipe's model for that contract, with starting weights from the recipe's seed.
+
+    Raises BadInput where it doesn't fit into memory.
+    """
     sensors = len(contract.sensors)
     shape = Shape(contract.window, len(contract.inputs), tuple(int(i) for i in contract.sensors_in_inputs),
                   recipe.latent_size(sensors))
     loop.seed_everything(recipe.seed)
-    model = BY_NAME[recipe.model](shape, recipe)
-    initialise(model, recipe.init)
+    with loop.told_memory(recipe):
+        model = BY_NAME[recipe.model](shape, recipe)
+        initialise(model, recipe.init)
     return model
 
 
 def begin(model: Autoencoder, learn: Windows, recipe: Recipe) -> None:
     """The family's data-dependent start (dense: at the principal components), once, before a training from scratch."""
     some = learn.thinned(START_WINDOWS)
-    batch = loop.make_batch(some, np.arange(len(some)), recipe, torch.device("cpu"))
-    model.begin(batch.x, batch.x[:, :, list(model.shape.scored)])
+    with loop.told_memory(recipe):
+        batch = loop.make_batch(some, np.arange(len(some)), recipe, torch.device("cpu"))
+        model.begin(batch.x, batch.x[:, :, list(model.shape.scored)])
 
 
 def put_weights(model: Autoencoder, bundle: Bundle) -> None:
