@@ -79,6 +79,31 @@ def test_a_search_goes_on_from_its_journal_and_its_recipe_trains(folder: Path) -
     assert recipe.epochs == Recipe().epochs
 
 
+def test_a_search_that_was_killed_in_its_first_trial_begins_with_that_trial_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    class Killed(BaseException):
+        """Ends the process in the middle of a trial, as kill -9 does: nothing may catch it."""
+
+    def error_of(_: object, recipe: Recipe, *__: object) -> float:
+        tried.append((recipe.rate, recipe.batch))
+        if len(tried) == 1:
+            raise Killed
+        return float(len(tried))
+
+    monkeypatch.setattr("training.tune._error", error_of)
+    common = ("tune", folder / "pump.csv", "--rows", "0:600", "--window", 8, "--folds", 2, "--trials", 3, "--out",
+              folder / "killed.yaml", "--json")
+    with pytest.raises(Killed):
+        call(*common)
+    facts = json.loads(call(*common).stdout.splitlines()[-1])
+    assert tried[1] == (Recipe().rate, Recipe().batch)
+    assert (facts["trials"], facts["first"]) == (3, 2.5)              # two folds: the mean of 2 and 3
+    assert len(set(tried)) == 3
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (("--set", "rat=1"), "rat"), (("--set", "rate"), "NAME=VALUE"), (("--model", "lstm"), "give one of dense"),
     (("--set", "rate=-1"), "recipe.rate"), (("--rows", "890:"), "rows"), (("--device-column", "x"), "no column"),
