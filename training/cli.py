@@ -1,5 +1,6 @@
 """`narrows train`, `tune`, `evaluate`, `report`. Cheap to import: torch comes in when a command runs."""
 
+import gc
 import os
 import sys
 import time
@@ -414,6 +415,9 @@ def _torch(
 
 def _torch_module(threads: int) -> Any:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # torch and its exporter make a million objects that stay. Looking for garbage among them at the usual pace took 1.5
+    # of the 9 CPU s of a training on SKAB.
+    gc.set_threshold(100_000, 10, 10)
     try:
         import torch
     except ModuleNotFoundError as error:
