@@ -112,7 +112,7 @@ def calibrate(
         raise BadInput(f"{held_out:.1%} of held-out normal rows lie over a threshold meant for {share:.1%}"
                        + _where(scorer, prepared, filtered, over if len(over) else held[score >= score.max()]))
     if refuse and moved > REFUSED_MOVED:
-        raise BadInput(f"{moved:.0%} of the newest normal rows score above nearly all of the rows before them"
+        raise BadInput(f"{moved:.0%} of the newest normal rows score above nearly all of those just before them"
                        + _where(scorer, prepared, filtered, held[far]))
     return Calibrated(scorer, facts)
 

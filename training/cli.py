@@ -301,6 +301,8 @@ def _judged_rows(sources: list[str] | None, options: dict[str, Any], bundle: "Bu
     if not sources:
         raise BadInput("no file given: name CSV, Parquet or JSON lines files, or an example: digits, tones")
     if examples.is_named(sources):
+        if labels:
+            raise BadInput(f"{sources[0]} marks no rows as anomalous: leave --label-column out")
         blocks = iter([examples.EXAMPLES[sources[0]]().table])
     else:
         blocks = told_blocks(

@@ -11,10 +11,12 @@ from typer.testing import CliRunner
 from pipeline.cli.main import app
 from pipeline.core.contract import Channel, Contract
 from pipeline.core.episode import EpisodeEvent
+from pipeline.errors import BadInput
 from pipeline.formats.files import FileOptions, read_tables
 from tests.support.models import small_contract, write_small_bundle
 from training import evaluate
 from training.evaluate import WEEK_MS, Scored, any_label, measure, score_laid, score_table
+from training.make_baseline import make_baseline_bundle
 from training.prepare import prepare
 from training.spool import spool
 
@@ -109,3 +111,18 @@ def test_evaluate_and_report_take_more_rows_than_fit(tmp_path: Path) -> None:
         assert (tmp_path / "pictures" / "index.html").exists()
     assert told[0] == told[1]
     assert told[0]["rows"] == 3000
+
+
+def test_an_example_is_judged_by_its_name_and_has_no_labels(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    from training import examples
+
+    made = examples.digits()
+    prepared = prepare(made.contract, made.table.devices, made.table.device, made.table.ts_ms, made.table.values)
+    make_baseline_bundle(prepared, tmp_path / "bundle", "pca", refuse=False)
+    done = CliRunner().invoke(app, ["evaluate", "digits", "--bundle", str(tmp_path / "bundle"), "--json"])
+    assert json.loads(done.stdout)["scored_rows"] == 1797
+    done = CliRunner().invoke(
+        app, ["evaluate", "digits", "--bundle", str(tmp_path / "bundle"), "--label-column", "class"])
+    assert isinstance(done.exception, BadInput)
+    assert "--label-column" in str(done.exception)
