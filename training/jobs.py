@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,9 @@ def make_train(config: Config) -> Train:
         standing = load_bundle(champion, stream.contract) if champion is not None else None
         report("reading the topic", 0.0)
         most = rows_that_fit(len(stream.contract.names), None)
-        with spool(_blocks(config, stream, request, report), work / "rows") as laid:
+        blocks = _blocks(config, stream, request, report)
+        # Not in `work`: that is the registry's, on a disk that others share; a run that lost its lease may be there.
+        with TemporaryDirectory(prefix="narrows-") as folder, spool(blocks, Path(folder) / "rows") as laid:
             if len(laid) < stream.retrain.min_rows:
                 raise BadInput(f"{len(laid)} rows are fewer than streams.{request.stream}.retrain.min_rows, "
                                f"{stream.retrain.min_rows}: wait for more, or lower it")
