@@ -209,7 +209,7 @@ def quality(quick: bool) -> list[Measurement]:
             with tempfile.TemporaryDirectory() as folder:
                 made = train(learn, contract, parse_recipe(settings), Path(folder) / "b", refuse=False)
                 scored = score_table(made.bundle, test)
-                figures = measure(scored, label[scored.order])
+                figures = measure(scored.judged, label[scored.order])
             if first:
                 for rival in ("pca", "var", "pca, same D"):
                     found += _series_figures(name, rival, made.quality[rival])
@@ -241,7 +241,7 @@ def _baseline_figures(
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_baseline_bundle(prepared, Path(folder) / "b", kind, refuse=False)
         scored = score_table(bundle, test)
-    return measure(scored, label[scored.order])
+    return measure(scored.judged, label[scored.order])
 
 
 def replace_window(contract: Contract, window: int) -> Contract:

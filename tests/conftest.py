@@ -4,6 +4,7 @@ Each is, in this order: at the address given by NARROWS_TEST_KAFKA or NARROWS_TE
 engine answers; a child process of ours. The same tests run on each.
 """
 
+import gc
 import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,10 @@ from kafka import KafkaAdminClient
 
 from pipeline.local import LocalKafka, LocalRedis
 from pipeline.local.server import free_port
+
+# Torch, its exporter and Hypothesis make a million objects that stay; looking among them for garbage at the usual pace
+# is a tenth of the run.
+gc.set_threshold(100_000, 10, 10)
 
 # A busy machine is no counterexample.
 settings.register_profile("narrows", deadline=None, print_blob=True)

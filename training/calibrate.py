@@ -6,6 +6,7 @@ No label is looked at.
 """
 
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -95,18 +96,24 @@ def calibrate(
     raised, held_out = lift(score[counted], _blocks(device[counted]), share, min(unsure, MOST_RAISED))
     threshold *= raised
     scorer = replace(scorer, threshold=float(max(threshold, LEAST_THRESHOLD)), limits=_limits(prepared))
-    moved = 0.0
+    far = np.zeros(len(score), dtype=bool)
     if unfitted.any():
         before = scorer.score(filtered[unfitted], prepared.index[unfitted]).astype(np.float64)
-        moved = float((score > MOVED_BY * unsure * tail_quantile(before, nominal)[0]).mean())
+        far = score > MOVED_BY * unsure * tail_quantile(before, nominal)[0]
+    moved = float(far.mean())
     facts = {
         "rows": len(score), "nominal_share": share, "held_out_share": held_out, "moved_share": moved,
         "share_of_all": float((score > threshold).mean()), "threshold": scorer.threshold, "raised": raised,
         "extrapolated": extrapolated, "lowest_verified_share": 3 / int(counted.sum()), "groups": scorer.groups,
         "set_aside": [prepared.devices[one] for one in aside], **alerts,
     }
-    if refuse:
-        _refuse_mixed_rows(held_out, share, moved, len(score))
+    if refuse and held_out > REFUSED_RATIO * share and held_out * len(score) >= 10:
+        over = held[score > threshold]
+        raise BadInput(f"{held_out:.1%} of held-out normal rows lie over a threshold meant for {share:.1%}"
+                       + _where(scorer, prepared, filtered, over if len(over) else held[score >= score.max()]))
+    if refuse and moved > REFUSED_MOVED:
+        raise BadInput(f"{moved:.0%} of the newest normal rows score above nearly all of those just before them"
+                       + _where(scorer, prepared, filtered, held[far]))
     return Calibrated(scorer, facts)
 
 
@@ -154,13 +161,21 @@ def lift(score: np.ndarray, block: np.ndarray, share: float, raised: float) -> t
     return float(factors[place]), float(over[place])
 
 
-def _refuse_mixed_rows(held_out: float, share: float, moved: float, rows: int) -> None:
-    cause = ("the training rows are not of one kind (a change of regime, or anomalies among them). Mask those rows, "
-             "train on more of them, or keep them with --accept-shift: the card then tells the share")
-    if held_out > REFUSED_RATIO * share and held_out * rows >= 10:
-        raise BadInput(f"{held_out:.1%} of held-out normal rows lie over a threshold meant for {share:.1%}: {cause}")
-    if moved > REFUSED_MOVED:
-        raise BadInput(f"{moved:.0%} of the newest normal rows score above nearly all of the rows before them: {cause}")
+def _where(scorer: Scorer, prepared: Prepared, filtered: np.ndarray, rows: np.ndarray) -> str:
+    """For people: which channels and device make these rows stand out, since when, and what to do about it."""
+    index = prepared.index[rows]
+    parts = scorer.contributions(filtered[rows], scorer.score(filtered[rows], index), index).sum(axis=0)
+    parts = parts / max(float(parts.sum()), 1e-12)
+    names = [prepared.contract.names[place] for place in prepared.contract.sensors]
+    worst = np.argsort(-parts, kind="stable")[:3]
+    channels = ", ".join(f"{names[one]} {parts[one]:.0%}" for one in worst)
+    device = int(np.bincount(prepared.device[rows]).argmax())
+    since = datetime.fromtimestamp(int(prepared.ts_ms[rows][prepared.device[rows] == device].min()) / 1000, UTC)
+    leave_out = f", leave the channel out (--ignore-columns {names[worst[0]]})" * bool(parts[worst[0]] > 0.5)
+    return (f" (their scores come from {channels}; most in device {prepared.devices[device]}, from "
+            f"{since:%Y-%m-%d %H:%M:%S} UTC on): the training rows are not of one kind, by a change of regime or by "
+            f"anomalies among them. Give rows that show such stretches earlier too, leave them out (--rows, "
+            f"--label-column){leave_out}, or keep all with --accept-shift: the card then tells the share")
 
 
 def _blank(prepared: Prepared, members: tuple[str, ...], alphas: np.ndarray) -> Scorer:

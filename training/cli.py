@@ -1,18 +1,20 @@
 """`narrows train`, `tune`, `evaluate`, `report`. Cheap to import: torch comes in when a command runs."""
 
+import gc
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
 import yaml
 
-from pipeline.cli.files import file_options, read_told
+from pipeline.cli.files import file_options, told_blocks
 from pipeline.cli.options import (
     ConfigFile,
     ContextColumns,
@@ -28,13 +30,15 @@ from pipeline.cli.options import (
 from pipeline.config import parse_yaml
 from pipeline.core.contract import parse_contract
 from pipeline.errors import BadInput
-from pipeline.formats.files import Table, split_columns
+from pipeline.formats.files import split_columns
 from training.history import Epoch, History
 from training.recipe import FAMILIES, WITHOUT_TORCH, Recipe, parse_recipe
 
 if TYPE_CHECKING:
     from pipeline.registry.bundle import Bundle
+    from training.report import Page
     from training.sources import Asked, Source
+    from training.spool import Spool
 
 Sources = Annotated[
     list[str] | None,
@@ -52,7 +56,7 @@ Memory = Annotated[int | None, typer.Option("--memory", help="H, rows that a sco
 Hop = Annotated[int | None, typer.Option("--hop", help="Score one row in so many steps.", show_default="1")]
 MemoryMb = Annotated[
     float | None,
-    typer.Option("--memory-mb", min=0.1, help="Memory that rows may take; more rows are laid on disk beside OUT.",
+    typer.Option("--memory-mb", min=0.1, help="Memory that rows may take; more of them lie on disk meanwhile.",
                  show_default="half of what is free"),
 ]
 Threads = Annotated[int, typer.Option("--threads", min=1, help="CPU threads of torch; the weights depend on it.")]
@@ -199,6 +203,7 @@ def evaluate(
     device_column: DeviceColumn = None,
     missing: Missing = None,
     pictures: Annotated[Path | None, typer.Option("--pictures", help="Folder for a report on these rows.")] = None,
+    memory_mb: MemoryMb = None,
     json: Json = False,
 ) -> None:
     """Score files by a bundle and measure honestly: false and missed alarms, precision and recall, episodes.
@@ -207,18 +212,15 @@ def evaluate(
     """
     from pipeline.registry.bundle import load_bundle
     from training import evaluate as judging
-    from training import report as reports
 
     bundle = load_bundle(bundle_folder)
-    labels = split_columns(label_columns or ())
-    table = _read(sources, {"time_column": time_column, "time_unit": time_unit, "step": step, "rows": rows,
-                            "device_column": device_column, "missing": missing, "label_columns": label_columns,
-                            "channels": bundle.contract.names})
-    scored = judging.score_table(bundle, table)
-    label = judging.label_of(scored, table, labels)
-    figures = judging.measure(scored, label)
-    if pictures is not None:
-        reports.make(bundle, scored.prepared, label=label, figures=figures).write(pictures)
+    options = {"time_column": time_column, "time_unit": time_unit, "step": step, "rows": rows,
+               "device_column": device_column, "missing": missing, "label_columns": label_columns}
+    with _told_memory(), _judged_rows(sources, options, bundle) as laid:
+        label = laid.labels() if label_columns else None
+        figures = judging.measure(judging.score_laid(bundle, laid), label)
+        if pictures is not None:
+            _page(bundle, laid, label is not None, figures, memory_mb).write(pictures)
     if json:
         print(msgspec.json.encode({"bundle": bundle.digest, **figures}).decode())
         return
@@ -236,6 +238,7 @@ def report(
     step: Step = None,
     device_column: DeviceColumn = None,
     missing: Missing = None,
+    memory_mb: MemoryMb = None,
     json: Json = False,
 ) -> None:
     """Draw a bundle's report again, on the rows of these files.
@@ -244,16 +247,15 @@ def report(
     """
     from pipeline.registry.bundle import load_bundle
     from training import evaluate as judging
-    from training import report as reports
 
     bundle = load_bundle(bundle_folder)
-    table = _read(sources, {"time_column": time_column, "time_unit": time_unit, "step": step, "rows": rows,
-                            "device_column": device_column, "missing": missing, "label_columns": label_columns,
-                            "channels": bundle.contract.names})
-    scored = judging.score_table(bundle, table)
-    label = judging.label_of(scored, table, split_columns(label_columns or ()))
+    options = {"time_column": time_column, "time_unit": time_unit, "step": step, "rows": rows,
+               "device_column": device_column, "missing": missing, "label_columns": label_columns}
+    with _told_memory(), _judged_rows(sources, options, bundle) as laid:
+        label = laid.labels() if label_columns else None
+        figures = judging.measure(judging.score_laid(bundle, laid), label)
+        page = _page(bundle, laid, label is not None, figures, memory_mb)
     folder = out or bundle_folder / "report"
-    page = reports.make(bundle, scored.prepared, label=label, figures=judging.measure(scored, label))
     page.write(folder)
     place = folder / "index.html"
     print(msgspec.json.encode({"report": str(place), "pictures": sorted(page.pictures)}).decode() if json else place)
@@ -289,10 +291,41 @@ def _yaml(path: Path) -> Any:
         raise BadInput(f"{path} can't be read: {' '.join(str(error).split())}") from error
 
 
-def _read(sources: list[str] | None, options: dict[str, Any]) -> Table:
+@contextmanager
+def _judged_rows(sources: list[str] | None, options: dict[str, Any], bundle: "Bundle") -> "Iterator[Spool]":
+    """All rows to judge a bundle by, on disk: they need not fit into memory."""
+    from training import examples
+    from training.spool import spool
+
+    labels = split_columns(options["label_columns"] or ())
     if not sources:
-        raise BadInput("no file given: name CSV, Parquet or JSON lines files")
-    return read_told([Path(source) for source in sources], file_options(**options))
+        raise BadInput("no file given: name CSV, Parquet or JSON lines files, or an example: digits, tones")
+    if examples.is_named(sources):
+        if labels:
+            raise BadInput(f"{sources[0]} marks no rows as anomalous: leave --label-column out")
+        blocks = iter([examples.EXAMPLES[sources[0]]().table])
+    else:
+        blocks = told_blocks(
+            [Path(source) for source in sources], file_options(**options, channels=bundle.contract.names))
+    with TemporaryDirectory(prefix="narrows-") as folder, spool(blocks, Path(folder) / "rows", labels) as laid:
+        yield laid
+
+
+def _page(
+    bundle: "Bundle", laid: "Spool", has_labels: bool, figures: dict[str, float], memory_mb: float | None
+) -> "Page":
+    """Pictures of as many rows as fit into memory; the figures are of all."""
+    from training import report as reports
+    from training.evaluate import lay_out
+    from training.sources import rows_that_fit
+
+    most = rows_that_fit(len(bundle.contract.names), memory_mb)
+    table = laid.sample(bundle.contract, most)
+    if len(table) < len(laid):
+        _say(f"pictures are of {len(table):,} of {len(laid):,} rows (--memory-mb); figures are of all")
+    prepared, order = lay_out(bundle, table)
+    label = table.labels["label"][order] if has_labels else None
+    return reports.make(bundle, prepared, label=label, figures=figures)
 
 
 def _asked(
@@ -328,7 +361,7 @@ def _rows_of(
         return
     if not sources:
         raise BadInput("no file given: name CSV, Parquet or JSON lines files, or an example: digits, tones")
-    if len(sources) == 1 and sources[0] in examples.EXAMPLES and not Path(sources[0]).exists():
+    if examples.is_named(sources):
         ready, recipe = rooms.from_example(sources[0])
         for name, value in recipe.items():
             wishes.setdefault(name, value)
@@ -384,10 +417,15 @@ def _torch(
 
 def _torch_module(threads: int) -> Any:
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # torch and its exporter make a million objects that stay. Looking for garbage among them at the usual pace took 1.5
+    # of the 9 CPU s of a training on SKAB.
+    gc.set_threshold(100_000, 10, 10)
     try:
         import torch
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise BadInput("training needs torch: install narrows[train], or use --model var, pca or raw") from error
+    except ImportError as error:                                     # it is there: no memory, or a library is missing
+        raise BadInput(f"torch can't be loaded: {error}") from error
     return torch
 
 

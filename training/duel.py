@@ -19,34 +19,36 @@ from pipeline.scoring.gate import open_session
 from pipeline.scoring.session import Session
 from training.calibrate import residual_rows
 from training.prepare import CALIBRATION, Prepared, spans
+from training.spool import Spool, fewer_devices
 
 HELD_OUT = 0.2       # share of each device's newest rows
 FAULT_ROWS = 24      # length of a planted fault
 FAULT_SD = (1.0, 2.0, 4.0)   # its height, in the fleet's sd of the channel; in turn, so that no model sees all or none
 
 
-def cut(table: Table, contract: Contract, share: float = HELD_OUT) -> tuple[Table, Table, np.ndarray]:
-    """The table cut by time within each device: what to learn from, and the newest rows to judge by.
+def cut(
+    laid: Spool, contract: Contract, most: int, share: float = HELD_OUT
+) -> tuple[Spool, np.ndarray, np.ndarray]:
+    """Rows cut by time within each device: what to learn from, and the newest rows to judge by.
 
-    Returns (learn, judge, lead): `judge` begins H rows early so that its first row has its memory; `lead` (n,) bool
-    says which of its rows are that beginning. The first lie in `learn` too and are judged by nobody.
+    most : rows to judge by, about; where there are more, the newest of each device, and of a fleet of many some.
+    Returns (earlier, places, lead): `places` of the rows to judge by begin H rows early so that the first one has its
+    memory; `lead` (n,) bool says which are that beginning. Those are in `earlier` too, and are judged by nobody.
     """
-    order = np.argsort(table.device, kind="stable")
-    learn, judge, lead = [], [], []
-    for span in spans(table.device[order]):
-        rows = order[span]
-        first = len(rows) - round(share * len(rows))
-        begin = max(0, first - contract.memory)
-        learn.append(rows[:first])
-        judge.append(rows[begin:])
-        lead.append(np.arange(begin, len(rows)) < first)
-    return table.take(np.concatenate(learn)), table.take(np.concatenate(judge)), np.concatenate(lead)
+    count = laid.stops - laid.starts
+    first = laid.stops - np.array([round(share * rows) for rows in count.tolist()])
+    judged = np.maximum(first, laid.stops - np.maximum(1, most * count // len(laid)))
+    begin = np.maximum(laid.starts, judged - contract.memory)
+    kept = fewer_devices(laid.stops - begin, most)
+    places = [np.arange(begin[device], laid.stops[device]) for device in kept]
+    lead = [rows < judged[device] for device, rows in zip(kept, places, strict=True)]
+    return laid.until(first), np.concatenate(places), np.concatenate(lead)
 
 
 def measure(bundle: Bundle, judge: Table, lead: np.ndarray, masked: np.ndarray, unit: Scaling) -> Figures:
     """A bundle's figures on held-out rows.
 
-    judge, lead : from `cut`.   masked : (n,) bool, alerted rows: they stand in windows and are not judged.
+    judge, lead : the rows of `cut`.   masked : (n,) bool, alerted rows: they stand in windows and are not judged.
     unit        : scaling whose fleet row the error and the faults are measured in: the champion's, for both.
     Raises BadBundle when the bundle fails the load gate, BadInput when no held-out row has a whole window.
     """

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -70,8 +71,9 @@ class AutoencoderModel(TransformerMixin, BaseEstimator):
         scaled = self._scale(windows)
         train, held_out = self._split(X, scaled, recipe.validation)
         loop.seed_everything(recipe.seed)
-        model: Autoencoder = BY_NAME[recipe.model](shape, recipe)
-        initialise(model, recipe.init)
+        with loop.told_memory(recipe):
+            model: Autoencoder = BY_NAME[recipe.model](shape, recipe)
+            initialise(model, recipe.init)
         start = torch.from_numpy(train.thinned(4096).inputs(slice(None)))
         model.begin(start, start)
         self.history_ = loop.fit(model, train, held_out, recipe)
@@ -99,7 +101,10 @@ class AutoencoderModel(TransformerMixin, BaseEstimator):
     def inverse_transform(self, Z: np.ndarray) -> np.ndarray:
         """Windows of these latents, in the channels' units. (N, D) -> (N, T, C)."""
         check_is_fitted(self, "model_")
-        return self._unscale(generate.decode(self.model_, np.asarray(Z)))
+        latent, wanted = np.asarray(Z), self.model_.shape.latent
+        if latent.ndim != 2 or latent.shape[1] != wanted:
+            raise BadInput(f"Z is {latent.shape}: give latents (N, {wanted}), as `transform` makes them")
+        return self._unscale(generate.decode(self.model_, latent))
 
     def reconstruct(self, X: np.ndarray) -> np.ndarray:
         """Each whole window as the model rebuilds it, in the channels' units. (N, T, C)."""
@@ -135,21 +140,30 @@ class AutoencoderModel(TransformerMixin, BaseEstimator):
         check_is_fitted(self, "model_")
         tensors = {f"model/{name}": tensor.contiguous() for name, tensor in self.model_.state_dict().items()}
         tensors |= {"location": torch.from_numpy(self.location_), "scale": torch.from_numpy(self.scale_),
-                    "replay": torch.from_numpy(np.ascontiguousarray(self.replay_.windows))}
+                    "replay": torch.from_numpy(np.ascontiguousarray(self.replay_.windows)),
+                    "seen": torch.tensor(self.replay_.seen)}
         Path(path).write_bytes(save_tensors(tensors))
 
     def load(self, path: Path | str) -> "AutoencoderModel":
-        """What `save` wrote, into an estimator made with the same parameters."""
-        tensors = load_tensors(Path(path).read_bytes())
-        self.location_, self.scale_ = tensors.pop("location").numpy(), tensors.pop("scale").numpy()
+        """What `save` wrote, into an estimator made with the same parameters. Raises BadInput for anything else."""
+        try:
+            tensors = load_tensors(Path(path).read_bytes())
+            self.location_, self.scale_ = tensors.pop("location").numpy(), tensors.pop("scale").numpy()
+            replay, seen = tensors.pop("replay").numpy(), int(tensors.pop("seen"))
+        except (OSError, SafetensorError, KeyError) as error:
+            raise BadInput(f"{path} is no file that `save` wrote: {error}") from error
         self.n_features_in_ = len(self.location_)
         self.recipe_ = self._recipe()
         self.replay_ = Replay(seed=self.seed)
-        self.replay_.add(tensors.pop("replay").numpy())
+        self.replay_.add(replay)
+        self.replay_.seen = seen
         channels = self.n_features_in_
         shape = Shape(self.window, channels, tuple(range(channels)), self.recipe_.latent_size(channels))
         self.model_ = BY_NAME[self.recipe_.model](shape, self.recipe_)
-        self.model_.load_state_dict({name.removeprefix("model/"): tensor for name, tensor in tensors.items()})
+        try:
+            self.model_.load_state_dict({name.removeprefix("model/"): tensor for name, tensor in tensors.items()})
+        except RuntimeError as error:
+            raise BadInput(f"{path} was saved with other parameters than {self.get_params()}") from error
         self.model_.eval()
         return self
 

@@ -1,15 +1,18 @@
 """Scores of recorded rows by a bundle, and honest measures of them.
 
 The scores are those of the stream (same scaling, windows, filters, verdicts); rows are taken in each device's order.
+Rows that lie on disk are scored a chunk at a time, to the same bits: a score depends on the last H rows alone.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.contract import Contract
 from pipeline.core.episode import EpisodeEvent, Verdicts
 from pipeline.core.windows import run_lengths
+from pipeline.errors import BadInput
 from pipeline.formats.files import Table
 from pipeline.registry.bundle import Bundle
 from pipeline.scoring.session import Session
@@ -17,7 +20,30 @@ from training import data, metrics
 from training.calibrate import filter_rows, residual_rows
 from training.prepare import CALIBRATION, Prepared
 
+if TYPE_CHECKING:
+    from training.spool import Spool
+
 WEEK_MS = 7 * 24 * 3600 * 1000
+SCORED_ROWS = 1 << 14      # that are in memory at once, where rows lie on disk
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What measures need of scored rows, a few bytes a row; devices together and in time order.
+
+    device : (n,) place in `devices`.   score : (n,) float32, NaN where a row has none.   is_anomaly : (n,) bool.
+    zscore : (n,) float32, a row's largest |value| in the bundle's own scaling: what the score must beat.
+    opened : number of episodes that began.
+    """
+
+    contract: Contract
+    devices: tuple[str, ...]
+    device: np.ndarray
+    score: np.ndarray
+    is_anomaly: np.ndarray
+    zscore: np.ndarray
+    opened: int
+    threshold: float
 
 
 @dataclass(frozen=True)
@@ -43,6 +69,14 @@ class Scored:
         """(n,) bool."""
         return np.isfinite(self.score)
 
+    @property
+    def judged(self) -> Judged:
+        """What `measure` needs of it."""
+        prepared = self.prepared
+        opened = sum(event.kind == "opened" for event in self.events)
+        return Judged(prepared.contract, prepared.devices, prepared.device, self.score, self.is_anomaly,
+                      _zscore(prepared), opened, self.threshold)
+
 
 def lay_out(bundle: Bundle, table: Table) -> tuple[Prepared, np.ndarray]:
     """A table's rows under a bundle's own scaling; and their places in the table. Late rows and duplicates left out."""
@@ -67,11 +101,8 @@ def score_table(bundle: Bundle, table: Table) -> Scored:
 def score_prepared(bundle: Bundle, prepared: Prepared, order: np.ndarray | None = None) -> Scored:
     """Scores of rows that are laid out already."""
     scorer = bundle.scorer
-    residuals, age = residual_rows(Session(bundle.model), prepared)
-    filtered = filter_rows(scorer, residuals, age)
-    raw = scorer.score(filtered, prepared.index)
-    contribution = scorer.contributions(filtered, raw, prepared.index)
-    score = np.where(age > 0, raw, np.float32(np.nan))
+    score, residuals, filtered = _scores(bundle, Session(bundle.model), prepared)
+    contribution = scorer.contributions(filtered, scorer.score(filtered, prepared.index), prepared.index)
     verdict = Verdicts(bundle.contract.episode, int(prepared.device.max(initial=0)) + 1).push(
         prepared.device, np.arange(len(score)), prepared.ts_ms, score, scorer.threshold)
     return Scored(
@@ -79,26 +110,67 @@ def score_prepared(bundle: Bundle, prepared: Prepared, order: np.ndarray | None 
         contribution, verdict.is_anomaly, verdict.events, scorer.threshold)
 
 
-def measure(scored: Scored, label: np.ndarray | None = None) -> dict[str, float]:
+def score_laid(bundle: Bundle, laid: "Spool") -> Judged:
+    """Scores of all rows that lie on disk, a chunk of them in memory at a time.
+
+    Raises BadInput when a channel is missing or no window is whole.
+    """
+    contract, session = bundle.contract, Session(bundle.model)
+    verdicts = Verdicts(contract.episode, len(laid.devices))
+    device = np.repeat(np.arange(len(laid.devices), dtype=np.int32), laid.stops - laid.starts)
+    score, zscore = np.full(len(laid), np.nan, np.float32), np.empty(len(laid), np.float32)
+    is_anomaly = np.zeros(len(laid), bool)
+    opened = 0
+    for low in range(0, len(laid), SCORED_ROWS):
+        high = min(len(laid), low + SCORED_ROWS)
+        begin = max(int(laid.starts[device[low]]), low - contract.memory + 1)    # the rows that the first score needs
+        prepared, _ = lay_out(bundle, laid.take(np.arange(begin, high)))
+        new = slice(low - begin, None)
+        if (prepared.run >= contract.window).any():
+            score[low:high] = _scores(bundle, session, prepared)[0][new]
+        zscore[low:high] = _zscore(prepared)[new]
+        verdict = verdicts.push(
+            device[low:high].astype(np.int64), np.arange(low, high), prepared.ts_ms[new], score[low:high],
+            bundle.scorer.threshold)
+        is_anomaly[low:high] = verdict.is_anomaly
+        opened += sum(event.kind == "opened" for event in verdict.events)
+    if not np.isfinite(score).any():
+        raise BadInput(f"no run of {contract.window} rows without a gap")
+    return Judged(contract, laid.devices, device, score, is_anomaly, zscore, opened, bundle.scorer.threshold)
+
+
+def _scores(bundle: Bundle, session: Session, prepared: Prepared) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(score (n,) float32, NaN where a row has none; residuals; filtered residuals) of rows that are laid out."""
+    residuals, age = residual_rows(session, prepared)
+    filtered = filter_rows(bundle.scorer, residuals, age)
+    score = bundle.scorer.score(filtered, prepared.index)
+    return np.where(age > 0, score, np.float32(np.nan)), residuals, filtered
+
+
+def _zscore(prepared: Prepared) -> np.ndarray:
+    scaled = np.nan_to_num(prepared.scaled[:, prepared.contract.sensors])
+    return np.abs(scaled).max(axis=1).astype(np.float32)
+
+
+def measure(judged: Judged, label: np.ndarray | None = None) -> dict[str, float]:
     """Figures by name; those with a label only where one is given.
 
-    label : (n,) over `scored`'s rows, 1 anomalous, 0 normal, NaN unknown.
+    label : (n,) over the rows, 1 anomalous, 0 normal, NaN unknown.
     Rows without a score are left out of every figure.
     """
-    seen = scored.is_scored
-    weeks = float(seen.sum()) * scored.prepared.contract.step_ms / WEEK_MS
-    opened = [event for event in scored.events if event.kind == "opened"]
+    seen = np.isfinite(judged.score)
+    weeks = float(seen.sum()) * judged.contract.step_ms / WEEK_MS
     figures = {
-        "rows": float(len(seen)), "scored_rows": float(seen.sum()), "devices": float(len(scored.prepared.devices)),
-        "device_weeks": weeks, "over_threshold_share": float((scored.score[seen] > scored.threshold).mean()),
-        "anomalous_share": float(scored.is_anomaly[seen].mean()), "episodes": float(len(opened)),
+        "rows": float(len(seen)), "scored_rows": float(seen.sum()), "devices": float(len(judged.devices)),
+        "device_weeks": weeks, "over_threshold_share": float((judged.score[seen] > judged.threshold).mean()),
+        "anomalous_share": float(judged.is_anomaly[seen].mean()), "episodes": float(judged.opened),
     }
-    figures["alerts_per_device_week"] = len(opened) / weeks if weeks else 0.0
+    figures["alerts_per_device_week"] = judged.opened / weeks if weeks else 0.0
     if label is None:
         return figures
     known = seen & np.isfinite(label)
     truth = label[known] > 0
-    called, score = scored.is_anomaly[known], scored.score[known].astype(np.float64)
+    called, score = judged.is_anomaly[known], judged.score[known].astype(np.float64)
     rows = metrics.count_rows(truth, called)
     share = float(truth.mean()) if len(truth) else 0.0
     figures |= {
@@ -108,20 +180,15 @@ def measure(scored: Scored, label: np.ndarray | None = None) -> dict[str, float]
     if not truth.any() or truth.all():
         return figures
     figures["average_precision"] = metrics.average_precision(truth, score)
-    return figures | _by_device(scored, known, truth, called, score)
+    return figures | _by_device(judged, known, truth, called, score)
 
 
 def _by_device(
-    scored: Scored, known: np.ndarray, truth: np.ndarray, called: np.ndarray, score: np.ndarray
+    judged: Judged, known: np.ndarray, truth: np.ndarray, called: np.ndarray, score: np.ndarray
 ) -> dict[str, float]:
-    """Figures of events and ranges, which never reach from one device into the next; and those of two baselines.
-
-    The z-score is a row's largest |value| in the bundle's own scaling: what the score must beat.
-    """
-    prepared = scored.prepared
-    device, contract = prepared.device[known], prepared.contract
-    scaled = np.nan_to_num(prepared.scaled[known][:, contract.sensors])
-    zscore = np.abs(scaled).max(axis=1).astype(np.float64)
+    """Figures of events and ranges, which never reach from one device into the next; and those of two baselines."""
+    device, contract = judged.device[known], judged.contract
+    zscore = judged.zscore[known].astype(np.float64)
     found, missed, false, normal, delays = 0, 0, 0, 0, []
     ours, plain, ranged = [], [], []
     for one in np.unique(device):
@@ -146,11 +213,6 @@ def _by_device(
     if ours:
         figures |= {"vus_pr": float(np.mean(ours)), "zscore_vus_pr": float(np.mean(plain))}
     return figures
-
-
-def label_of(scored: Scored, table: Table, names: tuple[str, ...]) -> np.ndarray | None:
-    """Labels of the scored rows: 1 where any of these columns is above 0. None where no column is named."""
-    return None if not names else any_label(table, names)[scored.order]
 
 
 def any_label(table: Table, names: tuple[str, ...]) -> np.ndarray:

@@ -3,8 +3,9 @@
 A picture or a spectrogram is a device of its own with exactly one window: its rows are the picture's rows, or time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,11 @@ def tones(count: int = 1200, seed: int = 0) -> Example:
 
 
 EXAMPLES: dict[str, Callable[[], Example]] = {"digits": digits, "tones": tones}
+
+
+def is_named(sources: Sequence[str]) -> bool:
+    """Whether these name an example, and no file."""
+    return len(sources) == 1 and sources[0] in EXAMPLES and not Path(sources[0]).exists()
 
 
 def spectrogram(sound: np.ndarray, bands: int = 24) -> np.ndarray:

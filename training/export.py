@@ -48,9 +48,19 @@ def to_onnx(model: Autoencoder) -> bytes:
             _Streamed(model.eval()), (example,), dynamo=True, external_data=False, input_names=["x"],
             output_names=list(OUTPUTS), dynamic_shapes={"x": {0: batch}}, opset_version=OPSET, verbose=False)
         assert program is not None
-    content = program.model_proto.SerializeToString()
+    proto = program.model_proto
+    _forget_the_source(proto)
+    content: bytes = proto.SerializeToString()
     check_shapes(content, shape.rows, shape.inputs, shape.sensors, shape.latent)
     return content
+
+
+def _forget_the_source(proto: onnx.ModelProto) -> None:
+    """Leaves out torch's notes on each node: paths of this machine, which change the digest from one to the next."""
+    graph = proto.graph
+    for part in (proto, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
 
 
 def check_shapes(content: bytes, rows: int, inputs: int, sensors: int, latent: int) -> None:

@@ -1,5 +1,7 @@
 """The retraining job: rows between recorded offsets, a challenger from the champion, figures for the gate.
 
+Rows are laid on disk as they are read; what learns and judges holds as many in memory as fit (`training.spool`).
+
 `narrows trainer` finds `make_train` by the entry point group `narrows.jobs`; lease, gate, publishing and promotion are
 `pipeline.retraining.run`'s.
 """
@@ -7,8 +9,9 @@
 import contextlib
 import logging
 import time
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,16 +29,12 @@ from training.calibrate import calibrate
 from training.duel import cut, measure
 from training.history import Epoch, History
 from training.make_baseline import fit_without_torch, write_calibrated
-from training.prepare import prepare
 from training.recipe import FAMILIES, WITHOUT_TORCH, parse_recipe
-from training.topic import Ranges, called_false, episodes, main_lane, mask, read_table
+from training.sources import rows_that_fit
+from training.spool import Spool, spool
+from training.topic import Ranges, called_false, episodes, read_blocks
 
 log = logging.getLogger(__name__)
-
-MASKED = "masked"
-"""Label column that carries the mask through cuts of the table."""
-PARDONED = "pardoned"
-"""The same for rows of alerts that people called false."""
 
 
 def make_train(config: Config) -> Train:
@@ -46,24 +45,26 @@ def make_train(config: Config) -> Train:
         stream = _stream(config, request)
         standing = load_bundle(champion, stream.contract) if champion is not None else None
         report("reading the topic", 0.0)
-        table, masked, pardoned, source = _read(config, stream, request, report)
-        if len(table) < stream.retrain.min_rows:
-            raise BadInput(f"{len(table)} rows are fewer than streams.{request.stream}.retrain.min_rows, "
-                           f"{stream.retrain.min_rows}: wait for more, or lower it")
-        table = replace(table, labels={MASKED: masked, PARDONED: pardoned})
-        learn, judge, lead = cut(table, stream.contract)
-        source |= {"last_ts_ms": int(table.ts_ms.max()), "judged_rows": int((~lead).sum())}
-        report("training", 0.0)
-        challenger = _fit(stream, standing, learn, work / "bundle", source, report)
-        report("judging", None)
-        unit = (standing or challenger).scaling
-        figures = measure(challenger, judge, lead, judge.labels[MASKED], unit)
-        rival = None if standing is None else measure(standing, judge, lead, judge.labels[MASKED], unit)
-        return Challenger(
-            folder=work / "bundle", figures=figures, champion=rival,
-            facts={"rows": len(table), "masked_rows": int(masked.sum()), "pardoned_rows": int(pardoned.sum()),
-                   "seconds": round(time.monotonic() - began, 1)},
-        )
+        most = rows_that_fit(len(stream.contract.names), None)
+        blocks = _blocks(config, stream, request, report)
+        # Not in `work`: that is the registry's, on a disk that others share; a run that lost its lease may be there.
+        with TemporaryDirectory(prefix="narrows-") as folder, spool(blocks, Path(folder) / "rows") as laid:
+            if len(laid) < stream.retrain.min_rows:
+                raise BadInput(f"{len(laid)} rows are fewer than streams.{request.stream}.retrain.min_rows, "
+                               f"{stream.retrain.min_rows}: wait for more, or lower it")
+            masked, pardoned, source = _masks(config, request, laid)
+            earlier, places, lead = cut(laid, stream.contract, most)
+            source |= {"last_ts_ms": laid.last_ms, "judged_rows": int((~lead).sum())}
+            report("training", 0.0)
+            challenger = _fit(stream, standing, earlier, (masked, pardoned), most, work / "bundle", source, report)
+            report("judging", None)
+            unit, alerted = (standing or challenger).scaling, np.asarray(masked[places]) > 0
+            judge = laid.take(places)
+            figures = measure(challenger, judge, lead, alerted, unit)
+            rival = None if standing is None else measure(standing, judge, lead, alerted, unit)
+            facts = {"rows": len(laid), "masked_rows": laid.count(masked), "pardoned_rows": laid.count(pardoned),
+                     "seconds": round(time.monotonic() - began, 1)}
+        return Challenger(folder=work / "bundle", figures=figures, champion=rival, facts=facts)
 
     return train
 
@@ -82,16 +83,19 @@ def _stream(config: Config, request: RetrainRequest) -> Stream:
     return stream
 
 
-def _read(
-    config: Config, stream: Stream, request: RetrainRequest, report: Report,
-) -> tuple[Table, np.ndarray, np.ndarray, dict[str, Any]]:
-    """Rows of the main lane, which of them to leave out, which of those because of a false alert, and what the
-    manifest says of it. Left out are rows of alerts and of maintenance."""
+def _blocks(config: Config, stream: Stream, request: RetrainRequest, report: Report) -> Iterator[Table]:
+    """The stream's rows in the ranges of the request, a batch of records at a time."""
+    return read_blocks(
+        config.kafka.client_settings(), request.topic, request.ranges, stream.contract, stream.format,
+        matches=_matches(stream), progress=lambda share: report("reading the topic", share))
+
+
+def _masks(
+    config: Config, request: RetrainRequest, laid: Spool
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Which rows were alerted or in maintenance, which were alerted falsely ((n,) uint8 on disk), and what the manifest
+    says of it all."""
     settings = config.kafka.client_settings()
-    table = main_lane(read_table(
-        settings, request.topic, request.ranges, stream.contract, stream.format, matches=_matches(stream),
-        progress=lambda share: report("reading the topic", share),
-    ))
     alerts = config.kafka.topic("anomalies")
     ranges: Ranges = {}
     try:
@@ -106,15 +110,15 @@ def _read(
     with contextlib.suppress(BadInput):                  # no such topic: nobody has declared anything
         read_plans(settings, config.kafka.topic("maintenance"), plans)
     plan = plans.wanted()
-    masked = mask(table, spans.values()) | plan.of(request.stream).cover(table.devices, table.device, table.ts_ms)
-    pardoned = mask(table, [span for name, span in spans.items() if name in false])
+    masked = laid.inside([*spans.values(), *plan.of(request.stream).spans(laid.devices)], "masked")
+    pardoned = laid.inside([span for name, span in spans.items() if name in false], "pardoned")
     source = {
         "topic": request.topic, "ranges": {str(partition): list(span) for partition, span in request.ranges.items()},
         "anomalies": {str(partition): list(span) for partition, span in ranges.items()}, "job": request.job_id,
         "maintenance": plan.end,
         "reason": request.reason,
     }
-    return table, masked, pardoned, source
+    return masked, pardoned, source
 
 
 def _marks(config: Config) -> dict[bytes, bytes]:
@@ -134,33 +138,44 @@ def _matches(stream: Stream) -> Any:
 
 
 def _fit(
-    stream: Stream, champion: Bundle | None, learn: Table, out: Path, source: dict[str, Any], report: Report,
+    stream: Stream, champion: Bundle | None, laid: Spool, masks: tuple[np.ndarray, np.ndarray], most: int, out: Path,
+    source: dict[str, Any], report: Report,
 ) -> Bundle:
-    """The challenger: on from the champion's weights, or afresh where the family is another or has none."""
-    masked = learn.labels[MASKED]
+    """The challenger: on from the champion's weights, or afresh where the family is another or has none.
+
+    laid : the rows to learn from.   masks : alerted rows, and those alerted falsely.   most : rows in memory at once.
+    """
+    contract, pardoned = stream.contract, masks[1]
+    laid.cut(contract, masks)
+    table, prepared = laid.prepare(contract, most, pardoned)
+    source |= {"rows": len(laid), "devices": len(laid.devices), "first_ts_ms": laid.first_ms,
+               "masked_rows": laid.count_masked(), "pardoned_rows": laid.count(pardoned)}
+    if len(table) < len(laid):
+        source["sampled_rows"] = len(table)
+        log.info("stream %s: constants come from %d of %d rows, as many as fit into memory", stream.topic, len(table),
+                 len(laid))
     family = stream.retrain.family or (champion.manifest.family if champion is not None else "dense")
     # `refuse` is off: a change of regime is what one retrains for, and the gate judges thresholds on later rows.
     if family in WITHOUT_TORCH and stream.retrain.family is not None:
-        prepared = prepare(stream.contract, learn.devices, learn.device, learn.ts_ms, learn.values, mask=masked,
-                           pardoned=learn.labels[PARDONED])
         model, members = fit_without_torch(prepared, family)
         made = calibrate(model, prepared, members=members, refuse=False)
         return write_calibrated(
             prepared, model, made, out, family=family, members=members,
             data=source, parent=champion.digest if champion is not None else "",
         )
-    from training.train import retrain, train  # brings torch, for the families that need it
+    from training.train import going_on, train_on_windows  # brings torch, for the families that need it
 
     def progress(epoch: Epoch, history: History) -> None:
         report(f"training, epoch {epoch.number}, loss {epoch.held_out:.4g}", None)
 
-    start = champion.short if champion is not None else "new"
-    common: dict[str, Any] = {
-        "pardoned": learn.labels[PARDONED],
-        "source": source, "progress": progress, "refuse": False, "resume": True,
-        "state": out.parent / f"checkpoint-{start}",     # of this job and this start: a killed run goes on from it
-    }
+    parent = champion
     if champion is not None and champion.weights is not None and champion.manifest.family == family:
-        return retrain(learn, stream.contract, champion, out, masks=masked, **common).bundle
-    recipe = parse_recipe({"model": family if family in FAMILIES else "dense"})
-    return train(learn, stream.contract, recipe, out, masked=masked, **common).bundle
+        recipe = going_on(champion)
+    else:
+        parent, recipe = None, parse_recipe({"model": family if family in FAMILIES else "dense"})
+    start = champion.short if champion is not None else "new"
+    return train_on_windows(
+        prepared, laid.learn(prepared, recipe.validation), recipe, out, source=source, parent=parent, refuse=False,
+        progress=progress, resume=True,
+        state=out.parent / f"checkpoint-{start}",        # of this job and this start: a killed run goes on from it
+    ).bundle

@@ -9,7 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -52,50 +52,65 @@ def fit(
     max_steps : stop after that many mini-batches in all (the incremental step).
     Raises TrainingDiverged, and BadInput when memory runs out or a checkpoint belongs to another recipe.
     """
-    device = pick_device(recipe)
-    model.to(device)
-    runner = Runner(model, train, recipe, device)
-    history = History()
-    best = copy.deepcopy(model.state_dict())
+    with told_memory(recipe):
+        device = pick_device(recipe)
+        model.to(device)
+        runner = Runner(model, train, recipe, device)
+        history = History()
+        best = copy.deepcopy(model.state_dict())
+        try:
+            if resume and state is not None and state.exists():
+                history, best = checkpoint.load(state, model, runner.optimisers, recipe)
+                for line in history.epochs:
+                    runner.see(line.held_out)
+            else:
+                if state is not None:
+                    state.unlink(missing_ok=True)                    # of an earlier run: no resume may mistake it
+                history.first_loss = history.best_loss = evaluate(model, held_out, recipe, device)
+            for number in range(len(history.epochs) + 1, recipe.epochs + 1):
+                if history.stopped:
+                    break
+                limit = recipe.epoch_steps if max_steps is None else min(recipe.epoch_steps, max_steps - runner.steps)
+                began = time.perf_counter()
+                loss, seen = runner.epoch(number, limit)
+                missed = evaluate(model, held_out, recipe, device)
+                line = Epoch(number, loss, missed, runner.rate, time.perf_counter() - began)
+                history.epochs.append(line)
+                history.windows += seen
+                if not math.isfinite(missed):
+                    raise TrainingDiverged(
+                        f"the held-out loss is {missed} after epoch {number}: lower recipe.rate or set recipe.clip")
+                if missed < history.best_loss * (1 - 1e-4):
+                    history.best, history.best_loss = number, missed
+                    best = copy.deepcopy(model.state_dict())
+                runner.see(missed)
+                history.stopped = _reason_to_stop(history, recipe, runner.steps, max_steps)
+                if state is not None:
+                    checkpoint.save(state, model, runner.optimisers, best, history, recipe)
+                if progress is not None:
+                    progress(line, history)
+        except TrainingDiverged as error:
+            where = f" in {state}" if state is not None and state.exists() else ""
+            kept = f"the best weights so far, of epoch {history.best}, are kept{where}"
+            raise TrainingDiverged(f"{error}; {kept}") from error
+        finally:
+            model.load_state_dict(best)
+            model.to("cpu").eval()
+    return history
+
+
+@contextmanager
+def told_memory(recipe: Recipe) -> Iterator[None]:
+    """Memory that runs out in torch, as BadInput that says which setting to lower."""
+    advice = f"lower recipe.batch (now {recipe.batch}) or recipe.hidden (now {list(recipe.widths)})"
     try:
-        if resume and state is not None and state.exists():
-            history, best = checkpoint.load(state, model, runner.optimisers, recipe)
-            for line in history.epochs:
-                runner.see(line.held_out)
-        else:
-            history.first_loss = history.best_loss = evaluate(model, held_out, recipe, device)
-        for number in range(len(history.epochs) + 1, recipe.epochs + 1):
-            if history.stopped:
-                break
-            limit = recipe.epoch_steps if max_steps is None else min(recipe.epoch_steps, max_steps - runner.steps)
-            began = time.perf_counter()
-            loss, seen = runner.epoch(number, limit)
-            missed = evaluate(model, held_out, recipe, device)
-            line = Epoch(number, loss, missed, runner.rate, time.perf_counter() - began)
-            history.epochs.append(line)
-            history.windows += seen
-            if not math.isfinite(missed):
-                raise TrainingDiverged(
-                    f"the held-out loss is {missed} after epoch {number}: lower recipe.rate or set recipe.clip")
-            if missed < history.best_loss * (1 - 1e-4):
-                history.best, history.best_loss = number, missed
-                best = copy.deepcopy(model.state_dict())
-            runner.see(missed)
-            history.stopped = _reason_to_stop(history, recipe, runner.steps, max_steps)
-            if state is not None:
-                checkpoint.save(state, model, runner.optimisers, best, history, recipe)
-            if progress is not None:
-                progress(line, history)
+        yield
     except torch.cuda.OutOfMemoryError as error:
-        raise BadInput(f"out of GPU memory: lower recipe.batch (now {recipe.batch}) or recipe.hidden") from error
+        raise BadInput(f"out of GPU memory: {advice}") from error
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise BadInput(f"out of memory: lower recipe.batch (now {recipe.batch}) or recipe.hidden") from error
+            raise BadInput(f"out of memory: {advice}") from error
         raise
-    finally:
-        model.load_state_dict(best)
-        model.to("cpu").eval()
-    return history
 
 
 def _reason_to_stop(history: History, recipe: Recipe, steps: int, max_steps: int | None) -> str:
@@ -235,7 +250,7 @@ class Runner:
         if not math.isfinite(total):
             raise TrainingDiverged(
                 f"the loss is {total} at batch {done} of epoch {number}: lower recipe.rate (now {self.recipe.rate:g}) "
-                f"or recipe.clip (now {self.recipe.clip:g}); the best weights so far are kept")
+                f"or set recipe.clip (now {self.recipe.clip:g}; 0 is off)")
 
     def _set_rate(self, number: int) -> None:
         self.rate = self.recipe.rate * self.plateau * schedule(self.recipe, self.steps, self.per_epoch)

@@ -106,6 +106,10 @@ def prepare(
     index = scaling.index(list(devices))[device] if len(devices) else device
     run = run_lengths(device, ts_ms, contract.max_gap_ms)
     if not (run >= contract.window).any():
+        most = max((span.stop - span.start for span in spans(device)), default=0)
+        if most < contract.window:
+            raise BadInput(f"{most} rows, the most that a device has, are fewer than one window of {contract.window}: "
+                           "give more rows, or a shorter --window")
         raise BadInput(
             f"no run of {contract.window} rows without a gap over {contract.max_gap_ms} ms: check the time column and "
             "step, or give a shorter window or a longer max_gap"

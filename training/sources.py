@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cli.files import read_told
+from pipeline.cli.files import read_told, told_blocks
 from pipeline.core.contract import Contract
-from pipeline.formats.files import FileOptions, Table, count_rows, read_blocks
+from pipeline.formats.files import FileOptions, Table, count_rows
 from training import contamination, data, examples
 from training.evaluate import any_label
 from training.from_topic import Reach
@@ -63,7 +63,12 @@ class Asked:
 
     def most_rows(self, channels: int) -> int:
         """How many rows may be in memory."""
-        return most_rows(channels, self.memory_mb or SHARE_OF_FREE * free_memory_mb())
+        return rows_that_fit(channels, self.memory_mb)
+
+
+def rows_that_fit(channels: int, memory_mb: float | None) -> int:
+    """How many rows of so many channels may be in memory. memory_mb : None for a share of what is free."""
+    return most_rows(channels, memory_mb or SHARE_OF_FREE * free_memory_mb())
 
 
 @contextmanager
@@ -76,7 +81,7 @@ def from_files(paths: list[Path], options: FileOptions, asked: Asked) -> Iterato
         yield in_memory(read_told(paths, options), asked, source)
         return
     _say(f"about {count:,} rows of {columns} columns don't fit (--memory-mb): they are laid on disk, {asked.folder}")
-    with spool(read_blocks(paths, options), asked.folder, asked.labels) as laid:
+    with spool(told_blocks(paths, options), asked.folder, asked.labels) as laid:
         yield on_disk(laid, asked, source, most)
 
 
@@ -119,6 +124,7 @@ def in_memory(table: Table, asked: Asked, source: dict[str, Any]) -> Source:
 
 def on_disk(laid: Spool, asked: Asked, source: dict[str, Any], most: int) -> Source:
     """The rows of a spool, a sample of them in memory. most : rows of the sample, about."""
+    laid.check_order()
     if not (asked.labels or asked.accept):
         contamination.check_labels(laid.marked)
     contract = asked.contract

@@ -11,7 +11,7 @@ training learns from the windows that one in memory would learn from; its consta
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,7 @@ from training.prepare import CALIBRATION, COVARIANCE, FIT, SHARES, Prepared, pre
 from training.windows import Windows
 
 CHUNK = 1 << 16          # rows of one device that are looked at together
+ANOMALOUS, UNKNOWN = 1, 2    # a row's label, else 0
 STRETCH = 4              # a sampled stretch is as long as so many memories
 PER_VALUE, PER_ROW = 160, 200   # bytes that training in memory takes at its peak, a value and a row
 
@@ -67,16 +68,18 @@ def _lines(path: Path) -> list[str]:
 class Spool:
     """Rows on disk, grouped by device and in time order. Made by `spool`; a context that removes its folder.
 
-    devices : D names.   starts : (D + 1,) row at which each device begins.   channels, context, labels : names.
+    devices : D names.   starts, stops : (D,) row at which each device begins, and the one behind its last.
+    channels, context : names.
     low, high : (C,) of the finite values, NaN where there is none.   dropped : rows behind their device's newest.
     marked : share of the rows that each column called like a label marks.
-    ts_ms : (n,) int64.   values : (n, C) float32.   label : (n,) uint8, 1 anomalous by the label columns.
-    Each of the last three, `part` (n,) int8 and what `learn` gives are files under `folder`.
+    ts_ms : (n,) int64.   values : (n, C) float32.   label : (n,) uint8, ANOMALOUS or UNKNOWN by the label columns.
+    Each of the last three, `part` (n,) int8 from `cut` and what `learn` gives are files under `folder`.
     """
 
     folder: Path
     devices: tuple[str, ...]
     starts: np.ndarray
+    stops: np.ndarray
     channels: tuple[str, ...]
     context: tuple[str, ...]
     low: np.ndarray
@@ -86,24 +89,66 @@ class Spool:
     ts_ms: np.ndarray
     values: np.ndarray
     label: np.ndarray
-    part: np.ndarray = field(init=False)
+    part: np.ndarray | None = field(init=False, default=None)
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return int((self.stops - self.starts).sum())
 
     @property
     def first_ms(self) -> int:
         """Time of the first row."""
-        return int(self.ts_ms[self.starts[:-1]].min())
+        return int(self.ts_ms[self.starts].min())
 
     @property
     def last_ms(self) -> int:
         """Time of the last row."""
-        return int(self.ts_ms[self.starts[1:] - 1].max())
+        return int(self.ts_ms[self.stops - 1].max())
+
+    def check_order(self) -> None:
+        """Raises BadInput when time goes backwards or stands still in more than 1 % of the rows that came."""
+        total = len(self) + self.dropped
+        if self.dropped > data.BACKWARDS_SHARE * total:
+            raise BadInput(f"time goes backwards or stands still in {self.dropped} of {total} rows: sort the files by "
+                           "time, name the column that tells devices apart (--device-column), or use --time-column "
+                           "none --step SECONDS")
 
     def count_masked(self) -> int:
         """Rows that `cut` left out."""
-        return sum(int((self.part[low:high] < 0).sum()) for low, high in _chunks(0, len(self)))
+        part = self._cut_part()
+        return sum(int((part[low:high] < 0).sum()) for span in self._spans() for low, high in _chunks(*span))
+
+    def count(self, mask: np.ndarray) -> int:
+        """Rows that a mask on disk marks."""
+        return sum(int((mask[low:high] > 0).sum()) for span in self._spans() for low, high in _chunks(*span))
+
+    def labels(self) -> np.ndarray:
+        """(n,) float32 in memory: 1 anomalous, 0 normal, NaN unknown."""
+        return _as_label(self.label)
+
+    def take(self, places: np.ndarray) -> Table:
+        """The rows at these places, ascending, as a table with `label`."""
+        used, device = np.unique(np.searchsorted(self.starts, places, side="right") - 1, return_inverse=True)
+        return Table(
+            devices=tuple(self.devices[one] for one in used), device=device.astype(np.int64),
+            ts_ms=np.asarray(self.ts_ms[places]), channels=self.channels, values=np.asarray(self.values[places]),
+            context=self.context, labels={"label": _as_label(self.label[places])},
+            reason=np.zeros(len(places), np.uint8))
+
+    def until(self, stops: np.ndarray) -> "Spool":
+        """The same rows up to an earlier one of each device. stops : (D,), each at or behind its start."""
+        return replace(self, stops=stops)
+
+    def inside(self, spans: Iterable[tuple[str, int, int]], name: str) -> np.ndarray:
+        """Rows inside any of the spans (device, first ms, last ms). (n,) uint8 on disk, 1 inside. name : of its file.
+        """
+        rows = _create(self.folder / f"{name}.bin", (len(self.ts_ms),), np.uint8)
+        places = {device: place for place, device in enumerate(self.devices)}
+        for device, first, last in spans:
+            if device in places:
+                start, stop = int(self.starts[places[device]]), int(self.stops[places[device]])
+                ts_ms = self.ts_ms[start:stop]
+                rows[start + np.searchsorted(ts_ms, first) : start + np.searchsorted(ts_ms, last, "right")] = 1
+        return rows
 
     def __enter__(self) -> "Spool":
         return self
@@ -116,11 +161,11 @@ class Spool:
     def thinned(self, most: int) -> Table:
         """Each n-th row of every device, about `most` in all; times are the rows' own."""
         every = [self._every(device, self._stride(device, most)) for device in range(len(self.devices))]
-        return self._table(np.concatenate(every))
+        return self.take(np.concatenate(every))
 
     def head(self, most: int) -> Table:
         """The first rows, in a row."""
-        return self._table(np.arange(min(most, len(self))))
+        return self.take(np.arange(min(most, len(self.ts_ms))))
 
     def find_odd(self, contract: Contract, most: int) -> tuple[Oddness, np.ndarray]:
         """Stretches unlike the rest of their device, as `contamination.find`, in every n-th row.
@@ -129,8 +174,8 @@ class Spool:
         """
         table = self.thinned(most)
         odd = find_odd(contract, table.devices, table.device, data.in_contract_order(table, contract),
-                       self._thin(self.label, most) > 0)
-        rows = _create(self.folder / "odd.bin", (len(self),), np.uint8)
+                       self._thin(self.label, most) == ANOMALOUS)
+        rows = _create(self.folder / "odd.bin", (len(self.ts_ms),), np.uint8)
         at = 0
         for device, (start, stop) in enumerate(self._spans()):
             stride = self._stride(device, most)
@@ -144,12 +189,12 @@ class Spool:
     # ------------------------------------------------------------ parts, sample, windows
 
     def cut(self, contract: Contract, masks: Iterable[np.ndarray] = ()) -> None:
-        """Which part each row belongs to, as `prepare.split`, into `part`. masks : (n,) rows to leave out, > 0."""
-        self.part = _create(self.folder / "part.bin", (len(self),), np.int8)
+        """Which part each row belongs to, as `prepare.split`, into `part`. masks : (n,) rows to leave out, 1."""
+        self.part = _create(self.folder / "part.bin", (len(self.ts_ms),), np.int8)
         left_out = (self.label, *masks)
-        lengths = np.diff(self.starts)
+        lengths = self.stops - self.starts
         if len(lengths) >= 10 and np.median(lengths) < 2 * contract.window:
-            whole = split_devices(np.arange(len(lengths)), np.asarray(self.ts_ms[self.starts[:-1]]),
+            whole = split_devices(np.arange(len(lengths)), np.asarray(self.ts_ms[self.starts]),
                                   np.zeros(len(lengths), dtype=bool))
             for device, (start, stop) in enumerate(self._spans()):
                 self.part[start:stop] = np.where(self._masked(left_out, start, stop), -1, whole[device])
@@ -165,18 +210,27 @@ class Spool:
                 self.part[low:high] = np.where(free, part, -1)
                 seen += int(free.sum())
 
-    def prepare(self, contract: Contract, most: int) -> tuple[Table, Prepared]:
+    def sample(self, contract: Contract, most: int) -> Table:
+        """About `most` rows in memory: whole stretches of each device, evenly spread over each part if there are any.
+        """
+        return self.take(self._sampled(contract, most))
+
+    def prepare(
+        self, contract: Contract, most: int, pardoned: np.ndarray | None = None
+    ) -> tuple[Table, Prepared]:
         """A sample of about `most` rows in memory, made ready: whole stretches of each device, evenly spread over each
         part. The scaling is that of all rows.
 
-        Call `cut` before. Returns the sample as a table, its label columns as one called `label`, and made ready.
+        Call `cut` before. pardoned : (n,) rows of alerts that people called false, 1.
+        Returns the sample as a table, its label columns as one called `label`, and made ready.
         """
         places = self._sampled(contract, most)
-        table = self._table(places)
-        part = np.asarray(self.part[places])
+        table = self.take(places)
+        part = np.asarray(self._cut_part()[places])
         prepared = prepare(
             contract, table.devices, table.device, table.ts_ms, data.in_contract_order(table, contract),
-            mask=part < 0, part=part, scaling=self._scaling(contract))
+            mask=part < 0, part=part, scaling=self._scaling(contract),
+            pardoned=None if pardoned is None else np.asarray(pardoned[places]) > 0)
         return table, prepared
 
     def learn(self, prepared: Prepared, validation: float) -> tuple[Windows, Windows]:
@@ -210,44 +264,38 @@ class Spool:
     # ------------------------------------------------------------ inside
 
     def _spans(self) -> Iterator[tuple[int, int]]:
-        return zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)
+        return zip(self.starts.tolist(), self.stops.tolist(), strict=True)
 
     def _masked(self, masks: Iterable[np.ndarray], start: int, stop: int) -> np.ndarray:
-        return np.logical_or.reduce([mask[start:stop] > 0 for mask in masks])
+        return np.logical_or.reduce([mask[start:stop] == ANOMALOUS for mask in masks])
+
+    def _cut_part(self) -> np.ndarray:
+        assert self.part is not None, "cut comes first"
+        return self.part
 
     def _stride(self, device: int, most: int) -> int:
-        count = int(self.starts[device + 1] - self.starts[device])
+        count = int(self.stops[device] - self.starts[device])
         return max(1, -(-count // max(1, round(most * count / len(self)))))
 
     def _every(self, device: int, stride: int) -> np.ndarray:
-        return np.arange(self.starts[device], self.starts[device + 1], stride)
+        return np.arange(self.starts[device], self.stops[device], stride)
 
     def _thin(self, column: np.ndarray, most: int) -> np.ndarray:
         return np.concatenate([
             column[self._every(device, self._stride(device, most))] for device in range(len(self.devices))])
 
-    def _table(self, places: np.ndarray) -> Table:
-        used, device = np.unique(np.searchsorted(self.starts, places, side="right") - 1, return_inverse=True)
-        return Table(
-            devices=tuple(self.devices[one] for one in used), device=device.astype(np.int64),
-            ts_ms=np.asarray(self.ts_ms[places]), channels=self.channels, values=np.asarray(self.values[places]),
-            context=self.context, labels={"label": np.asarray(self.label[places])},
-            reason=np.zeros(len(places), np.uint8))
-
     def _sampled(self, contract: Contract, most: int) -> np.ndarray:
         """Places of the sample's rows, ascending."""
         length = STRETCH * contract.memory
         least = 3 * length                                          # a stretch of each part
-        lengths = np.diff(self.starts)
+        lengths = self.stops - self.starts
         quota = np.maximum(np.minimum(lengths, least), most * lengths // len(self))
-        kept = np.arange(len(lengths))
-        while len(kept) > 3 and quota[kept].sum() > 1.5 * most:     # a fleet of many: whole devices are left out
-            kept = kept[:: 2]
-        places = [self._sampled_of(int(device), contract, int(quota[device]), length) for device in kept]
+        places = [self._sampled_of(int(device), contract, int(quota[device]), length)
+                  for device in fewer_devices(quota, most)]
         return np.concatenate(places)
 
     def _sampled_of(self, device: int, contract: Contract, quota: int, length: int) -> np.ndarray:
-        start, stop = int(self.starts[device]), int(self.starts[device + 1])
+        start, stop = int(self.starts[device]), int(self.stops[device])
         if stop - start <= quota:
             return np.arange(start, stop)
         places = []
@@ -265,7 +313,9 @@ class Spool:
         return np.concatenate(places)
 
     def _parts_of(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Where fit, covariance and calibration lie, masked rows among them."""
+        """Where fit, covariance and calibration lie, masked rows among them; one stretch where nothing was cut."""
+        if self.part is None:
+            return [(start, stop)]
         edges = [start]
         for part in (COVARIANCE, CALIBRATION):
             first = stop
@@ -280,13 +330,13 @@ class Spool:
 
     def _scaling(self, contract: Contract) -> Scaling | None:
         """Of all rows that a scaling is fitted on; None where the sample's own is meant (pictures, recordings)."""
-        if len(self.devices) >= 10 and np.median(np.diff(self.starts)) < 2 * contract.window:
+        if len(self.devices) >= 10 and np.median(self.stops - self.starts) < 2 * contract.window:
             return None
         order = [self.channels.index(name) for name in contract.names]
         count, mean, square = (np.zeros((len(self.devices), len(order))) for _ in range(3))
         for device, (start, stop) in enumerate(self._spans()):
             for low, high in _chunks(start, stop):
-                part = self.part[low:high]
+                part = self._cut_part()[low:high]
                 known = self.values[low:high][(part == FIT) | (part == COVARIANCE)][:, order]
                 one = Moments(count[device : device + 1], mean[device : device + 1], square[device : device + 1])
                 one = one.joined(Moments.of(known, np.zeros(len(known), np.int64), 1))
@@ -296,7 +346,7 @@ class Spool:
     def _scaled(self, contract: Contract, scaling: Scaling) -> np.ndarray:
         """The model's inputs of all rows, (n, I) float32 on disk."""
         order = [self.channels.index(name) for name in contract.names]
-        rows = _create(self.folder / "scaled.bin", (len(self), len(contract.inputs)), np.float32)
+        rows = _create(self.folder / "scaled.bin", (len(self.ts_ms), len(contract.inputs)), np.float32)
         index = scaling.index(self.devices)
         for device, (start, stop) in enumerate(self._spans()):
             for low, high in _chunks(start, stop):
@@ -314,7 +364,7 @@ class Spool:
                 count = 0
                 for low, high in _chunks(start, stop):
                     begin = max(start, low - contract.window + 1)    # the rows that the first window needs
-                    ts_ms, part = np.asarray(self.ts_ms[begin:high]), self.part[begin:high]
+                    ts_ms, part = np.asarray(self.ts_ms[begin:high]), self._cut_part()[begin:high]
                     run = run_lengths(np.zeros(high - begin, np.int64), ts_ms, contract.max_gap_ms)
                     touched = np.concatenate([[0], np.cumsum(part < 0)])
                     ends = np.flatnonzero((run >= contract.window) & (part == FIT))
@@ -327,11 +377,22 @@ class Spool:
         return ((device, every[low:high]) for device, (low, high) in enumerate(ranges))
 
 
+def fewer_devices(sizes: np.ndarray, most: int) -> np.ndarray:
+    """Devices, evenly spread, whose rows together are about `most`: of a fleet of many, whole ones are left out.
+
+    sizes : (D,) rows of each.
+    """
+    kept = np.arange(len(sizes))
+    while len(kept) > 3 and sizes[kept].sum() > 1.5 * most:
+        kept = kept[::2]
+    return kept
+
+
 def spool(blocks: Iterable[Table], folder: Path, labels: tuple[str, ...] = ()) -> Spool:
     """Lay blocks of rows on disk under `folder` (made anew), grouped by device, rows behind their device's newest left
     out. labels : columns of the blocks that mark anomalous rows.
 
-    Raises BadInput when time goes backwards in more than 1 % of the rows, or nothing came.
+    Raises BadInput when nothing came.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -361,21 +422,19 @@ def spool(blocks: Iterable[Table], folder: Path, labels: tuple[str, ...] = ()) -
             low, high = np.fmin(low, _edge(values, np.fmin)), np.fmax(high, _edge(values, np.fmax))
             for name, share in labelled_shares(block).items():
                 marked_rows[name] = marked_rows.get(name, 0.0) + share * len(block)
-            marked = any_label(block, labels) > 0 if labels else np.zeros(len(block), bool)
+            marked = any_label(block, labels) if labels else np.zeros(len(block))
+            marked = np.where(np.isnan(marked), UNKNOWN, marked)
             for name, column in (("device", place), ("ts_ms", block.ts_ms), ("values", values), ("label", marked)):
                 column[keep].astype(kinds[name]).tofile(files[name])
     finally:
         for file in files.values():
             file.close()
     if first is None or not kept_rows:
-        raise BadInput("there are no rows to learn from")
-    if total - kept_rows > data.BACKWARDS_SHARE * total:
-        raise BadInput(f"time goes backwards or stands still in {total - kept_rows} of {total} rows: sort the files by "
-                       "time, or name the column that tells devices apart (--device-column)")
+        raise BadInput("there are no rows")
     starts = np.concatenate([[0], np.cumsum(count)])
     grouped = _group(folder, kept_rows, len(first.channels), starts, kinds)
     return Spool(
-        folder, tuple(names), starts, first.channels, first.context, low, high, total - kept_rows,
+        folder, tuple(names), starts[:-1], starts[1:], first.channels, first.context, low, high, total - kept_rows,
         {name: rows / total for name, rows in marked_rows.items()}, grouped["ts_ms"], grouped["values"],
         grouped["label"])
 
@@ -419,6 +478,10 @@ def _edge(values: np.ndarray, which: np.ufunc) -> np.ndarray:
     """Least or greatest finite value of each column, NaN where there is none."""
     edge: np.ndarray = which.reduce(values, axis=0)
     return edge.astype(np.float64)
+
+
+def _as_label(label: np.ndarray) -> np.ndarray:
+    return np.where(label == UNKNOWN, np.float32(np.nan), label).astype(np.float32)
 
 
 def _create(path: Path, shape: tuple[int, ...], kind: Any) -> np.ndarray:

@@ -4,7 +4,7 @@ No group, no commit: whoever trains is invisible to the stream. The same ranges 
 keeps the records.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
 import msgspec
@@ -49,10 +49,6 @@ def read_table(
     Raises BadInput when retention has taken the first records, Unreachable, TryAgain.
     """
     blocks = list(read_blocks(settings, topic, ranges, contract, spec, matches=matches, progress=progress))
-    if not any(len(block) for block in blocks):
-        raise BadInput(
-            f"topic {topic}: no record of {dict(ranges)} is a row of the stream; check its format and match"
-        )
     names = tuple(dict.fromkeys(name for block in blocks for name in block.devices))
     place = {name: index for index, name in enumerate(names)}
     device = np.concatenate([np.array([place[name] for name in one.devices], np.int64)[one.device] for one in blocks])
@@ -66,11 +62,12 @@ def read_blocks(
     settings: Settings, topic: str, ranges: Ranges, contract: Contract, spec: Format, *,
     matches: Callable[[str], bool] | None = None, progress: Callable[[float], None] | None = None,
 ) -> Iterator[Table]:
-    """The rows of `read_table`, a batch of records at a time: topics that need not fit into memory."""
+    """The rows of `read_table`, a batch of records at a time: topics that need not fit into memory. Raises as it does.
+    """
     decoder = make_decoder(contract, spec)
     joiner = Joiner(contract) if spec.layout == "long" or contract.resample else None
     wanted = max(1, sum(end - start for start, end in ranges.values()))
-    done = 0
+    done = rows_told = 0
     for partition, (start, end) in sorted(ranges.items()):
         records = read_range(settings, topic, partition, start, end)
         stream_time = -1
@@ -82,10 +79,15 @@ def read_blocks(
                 channels=contract.names, values=rows.values, reason=np.zeros(len(device), np.uint8))
             if matches is not None and len(block):
                 block = block.take(np.array([matches(name) for name in block.devices])[block.device])
+            rows_told += len(block)
             yield block
             if progress is not None:
                 progress((done + batch[-1].offset + 1 - start) / wanted)
         done += end - start
+    if not rows_told:
+        raise BadInput(
+            f"topic {topic}: no record of {dict(ranges)} is a row of the stream; check its format and match"
+        )
 
 
 def _rows(
@@ -117,16 +119,11 @@ def main_lane(table: Table) -> Table:
     return table.take(keep)
 
 
-def alerted(settings: Settings, topic: str, ranges: Ranges, stream: str, table: Table) -> np.ndarray:
-    """Rows of the table that lie inside an alerted episode of their device. (n,) bool.
-
-    topic, ranges : of the anomalies. An episode that never closed lasts from its start to the end of the rows.
-    """
-    return mask(table, episodes(settings, topic, ranges, stream).values())
-
-
 def episodes(settings: Settings, topic: str, ranges: Ranges, stream: str) -> dict[str, tuple[str, int, int]]:
-    """Alerted episodes of a stream: episode id -> (device, first ms, last ms). Those of silence have no rows."""
+    """Alerted episodes of a stream: episode id -> (device, first ms, last ms). Those of silence have no rows.
+
+    topic, ranges : of the anomalies. An episode that never closed has no last ms but the greatest there is.
+    """
     read = msgspec.json.Decoder(_Alert).decode
     spans: dict[str, tuple[str, int, int]] = {}
     silent: set[str] = set()
@@ -156,13 +153,3 @@ def called_false(marks: Mapping[bytes, bytes]) -> set[str]:
         if not mark.is_true:
             found.add(mark.episode_id)
     return found
-
-
-def mask(table: Table, spans: Iterable[tuple[str, int, int]]) -> np.ndarray:
-    """Rows inside any of the spans (device, first ms, last ms). (n,) bool."""
-    inside = np.zeros(len(table), bool)
-    places = {name: place for place, name in enumerate(table.devices)}
-    for device, start, end in spans:
-        if device in places:
-            inside |= (table.device == places[device]) & (table.ts_ms >= start) & (table.ts_ms <= end)
-    return inside

@@ -1,6 +1,7 @@
 """One training run from table to bundle: prepare, fit, export, prove parity, calibrate, judge beside baselines, write.
 
-`train` begins anew, `retrain` goes on from a champion's weights. Both return what was made, for reports and notebooks.
+`train` begins anew, or goes on from a champion's weights by the recipe of `going_on`. It returns what was made, for
+reports and notebooks.
 """
 
 import time
@@ -91,44 +92,39 @@ def train_on_windows(
                   **calibration)
 
 
-def retrain(
-    table: Table, contract: Contract, champion: Bundle, out: Path, *, masks: np.ndarray | None = None,
-    source: Mapping[str, Any] | None = None, progress: loop.Progress | None = None, recipe: Recipe | None = None,
-    state: Path | None = None, resume: bool = False, **calibration: Any,
-) -> Trained:
-    """A challenger: the champion's family and weights, trained on with new rows at a third of the rate.
+def going_on(champion: Bundle, recipe: Recipe | None = None) -> Recipe:
+    """The recipe of a challenger that goes on from the champion's weights: its own at a third of the rate, and shorter.
 
-    A champion without weights (a baseline) is answered with a dense autoencoder trained from scratch.
-    recipe : changes nothing but the descent when the champion has weights.
+    recipe : changes nothing but the descent.
     """
-    if champion.weights is None:
-        return train(table, contract, recipe or Recipe(), out, masked=masks, source=source, progress=progress,
-                     state=state, resume=resume, **calibration)
     own = parse_recipe(champion.manifest.recipe)
-    going_on = recipe or own
-    going_on = msgspec.structs.replace(
-        own, rate=going_on.rate / 3, epochs=max(4, going_on.epochs // 3), patience=max(2, going_on.patience // 2),
-        batch=going_on.batch, max_s=going_on.max_s, device=going_on.device, warmup_steps=50)
-    return train(table, contract, going_on, out, masked=masks, source=source, progress=progress, parent=champion,
-                 state=state, resume=resume, **calibration)
+    wanted = recipe or own
+    return msgspec.structs.replace(
+        own, rate=wanted.rate / 3, epochs=max(4, wanted.epochs // 3), patience=max(2, wanted.patience // 2),
+        batch=wanted.batch, max_s=wanted.max_s, device=wanted.device, warmup_steps=50)
 
 
 def build(contract: Contract, recipe: Recipe) -> Autoencoder:
-    """The recipe's model for that contract, with starting weights from the recipe's seed."""
+    """The recipe's model for that contract, with starting weights from the recipe's seed.
+
+    Raises BadInput where it doesn't fit into memory.
+    """
     sensors = len(contract.sensors)
     shape = Shape(contract.window, len(contract.inputs), tuple(int(i) for i in contract.sensors_in_inputs),
                   recipe.latent_size(sensors))
     loop.seed_everything(recipe.seed)
-    model = BY_NAME[recipe.model](shape, recipe)
-    initialise(model, recipe.init)
+    with loop.told_memory(recipe):
+        model = BY_NAME[recipe.model](shape, recipe)
+        initialise(model, recipe.init)
     return model
 
 
 def begin(model: Autoencoder, learn: Windows, recipe: Recipe) -> None:
     """The family's data-dependent start (dense: at the principal components), once, before a training from scratch."""
     some = learn.thinned(START_WINDOWS)
-    batch = loop.make_batch(some, np.arange(len(some)), recipe, torch.device("cpu"))
-    model.begin(batch.x, batch.x[:, :, list(model.shape.scored)])
+    with loop.told_memory(recipe):
+        batch = loop.make_batch(some, np.arange(len(some)), recipe, torch.device("cpu"))
+        model.begin(batch.x, batch.x[:, :, list(model.shape.scored)])
 
 
 def put_weights(model: Autoencoder, bundle: Bundle) -> None:

@@ -1,7 +1,8 @@
 """`narrows tune`: settings searched by held-out error of the newest row, over blocks of time with a purge gap.
 
-The study lies in a journal file, so a search that was killed goes on where it stopped. The latent size is not searched:
-a larger one always rebuilds more, and it is what is paid for in features and in the stream.
+The study lies in a journal file, so a search that was killed goes on where it stopped; one search at a time writes it.
+The latent size is not searched: a larger one always rebuilds more, and it is what is paid for in features and in the
+stream.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import optuna
 import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from pipeline.errors import BadInput
 from training import data, loop
@@ -23,13 +25,19 @@ from training.recipe import Recipe
 from training.train import begin, build
 from training.windows import Windows, fold_by_time
 
+ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
+START = "start"      # mark of the trial of the recipe's own settings
 WIDTHS = {"32": (32,), "64": (64,), "128": (128,), "256": (256,), "128-64": (128, 64)}
 CONV_WIDTHS = {"16-8": (16, 8), "32-16": (32, 16), "64-32": (64, 32)}
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """The best settings so far.  first : the error of the recipe that the search began with."""
+    """The best settings so far.
+
+    first  : the error of the recipe that the search began with, NaN where that trial has not ended.
+    trials : that ended, `pruned` of them given up early; killed ones don't count.
+    """
 
     recipe: Recipe
     error: float
@@ -55,10 +63,13 @@ def tune(
         raise BadInput(f"{len(every)} windows are too few for {folds} folds: give more rows, or --folds 2")
     study = optuna.create_study(
         study_name=f"{recipe.model}-{prepared.contract.hash[:12]}-{folds}", storage=_storage(journal),
-        load_if_exists=True, sampler=optuna.samplers.TPESampler(seed=recipe.seed, n_startup_trials=8),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1))
-    if not study.trials:
-        study.enqueue_trial(_as_trial(recipe))
+        load_if_exists=True, pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=1))
+    # Each start draws other settings than the ones before it, and a trial that was killed is no trial.
+    study.sampler = optuna.samplers.TPESampler(seed=recipe.seed + len(study.trials), n_startup_trials=8)
+    for killed in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(killed.number, state=TrialState.FAIL)
+    if not any(START in trial.user_attrs for trial in study.get_trials(states=(*ENDED, TrialState.WAITING))):
+        study.enqueue_trial(_as_trial(recipe), user_attrs={START: True})
 
     def objective(trial: optuna.Trial) -> float:
         suggested = suggest(trial, recipe)
@@ -77,14 +88,15 @@ def tune(
         if progress is not None and trial.value is not None:
             progress(trial.number, trial.value, study.best_value)
 
-    done = len(study.get_trials(states=(optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)))
+    done = len(study.get_trials(states=ENDED))
     study.optimize(objective, n_trials=max(0, trials - done), timeout=timeout_s, callbacks=[tell])
-    finished = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
-    if not finished:
+    ended = study.get_trials(states=ENDED)
+    pruned = sum(trial.state == TrialState.PRUNED for trial in ended)
+    if pruned == len(ended):
         raise BadInput("no trial ended: give more --timeout, or fewer rows")
-    pruned = len(study.get_trials(states=(optuna.trial.TrialState.PRUNED,)))
+    first = [trial.value for trial in ended if START in trial.user_attrs and trial.value is not None]
     return Tuned(suggest(optuna.trial.FixedTrial(study.best_params), recipe), study.best_value,
-                 float(finished[0].value or np.nan), len(study.trials), pruned)
+                 first[0] if first else float("nan"), len(ended), pruned)
 
 
 def suggest(trial: optuna.Trial | optuna.trial.FixedTrial, recipe: Recipe) -> Recipe:

@@ -1,11 +1,13 @@
 """From the shared options of files to a table, what was guessed told on standard error."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import BadInput
-from pipeline.formats.files import FileOptions, Table, parse_rows, read_tables, split_columns
+from pipeline.formats.files import FileOptions, Table, parse_rows, read_blocks, read_tables, split_columns
+
+BLOCK_BYTES = 2 << 20   # of a block; Arrow reads some 70 blocks of text ahead, so that this sets what is in memory
 
 
 def file_options(
@@ -31,3 +33,20 @@ def read_told(paths: Sequence[Path], options: FileOptions) -> Table:
     for note in table.notes:
         print(f"{note}", file=sys.stderr)
     return table
+
+
+def told_blocks(paths: Sequence[Path], options: FileOptions) -> Iterator[Table]:
+    """The rows of `read_told` in the same order, a block at a time; what was guessed is printed once.
+
+    Rows that are counted from a file's end need it whole: then there is one block.
+    """
+    if min(end or 0 for end in options.rows) < 0:
+        yield read_told(paths, options)
+        return
+    told: set[str] = set()
+    for block in read_blocks(paths, options, BLOCK_BYTES):
+        for note in block.notes:
+            if note not in told:
+                print(note, file=sys.stderr)
+                told.add(note)
+        yield block

@@ -62,6 +62,13 @@ class Windows:
             inside[at[mine[which]]] = True
         return inside
 
+    def spans(self, devices: Sequence[str]) -> list[tuple[str, int, int]]:
+        """The windows of these devices: (device, first ms, last ms)."""
+        return [
+            (device, window.begin_ms, window.end_ms - 1) for window in self._windows for device in devices
+            if fnmatchcase(device, window.device)
+        ]
+
     def until(self, device: str, since_ms: int, limit_ms: int) -> int:
         """When `limit_ms` will have passed for a device since `since_ms`, counted anew from the end of a window."""
         for window in self._windows:

@@ -110,6 +110,16 @@ def test_a_loss_that_is_not_a_number_stops_with_the_place_and_the_last_good_weig
     assert all(np.isfinite(array).all() for array in weights(model).values())
 
 
+def test_what_an_earlier_run_left_is_not_taken_for_the_state_of_this_one(tmp_path: Path) -> None:
+    train, held_out = parts()
+    state = tmp_path / "run.checkpoint"
+    loop.fit(fresh(Recipe(model="dense", epochs=1)), train, held_out, Recipe(model="dense", epochs=1), state=state)
+    recipe = Recipe(model="dense", optimiser="sgd", rate=50.0, clip=0.0, epochs=5, linear_path=False)
+    with pytest.raises(loop.TrainingDiverged):
+        loop.fit(fresh(recipe), train, held_out, recipe, state=state)
+    assert not state.exists()
+
+
 def test_a_checkpoint_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     train, held_out = parts()
     state = tmp_path / "run.checkpoint"

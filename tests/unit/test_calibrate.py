@@ -107,6 +107,15 @@ def test_devices_of_a_fleet_whose_rows_are_mostly_anomalous_set_no_threshold_and
     assert found.scorer.threshold < 1.5 * plain.scorer.threshold
 
 
+def test_a_refusal_names_the_channel_the_device_and_since_when_and_says_what_to_do():
+    device, ts, values = plant(devices=1)
+    values[-200:, 1] += 20
+    ready = prepare(CONTRACT, ["press"], device, ts, values)
+    name = CONTRACT.names[1]
+    with pytest.raises(BadInput, match=rf"from {name} .*device press.*1970-.* UTC on.*--ignore-columns {name}.*shift"):
+        calibrate(fit_baseline("var", ready.windows(FIT), CONTRACT), ready)
+
+
 def test_an_alert_rate_becomes_a_threshold_and_a_rarer_one_a_higher_threshold():
     ready = prepared()
     model = fit_baseline("var", ready.windows(FIT), CONTRACT)
@@ -159,7 +168,7 @@ def test_in_a_fleet_a_channel_drifts_when_it_does_so_in_most_devices():
 
 
 def test_too_few_rows_are_refused():
-    with pytest.raises(BadInput, match=r"too few|no run"):
+    with pytest.raises(BadInput, match=r"too few|fewer than one window"):
         prepare(CONTRACT, ["d"], np.zeros(3, dtype=int), np.arange(3), np.zeros((3, 4)))
 
 

@@ -2,6 +2,7 @@
 
 import doctest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,3 +151,42 @@ def test_bad_shapes_are_refused_with_what_to_give(fitted: AutoencoderModel) -> N
         fitted.transform(np.zeros((20, 2)))
     with pytest.raises(BadInput, match="no value in any row"):
         small().fit(np.full((100, 2), np.nan))
+
+
+def test_a_file_that_is_none_or_of_other_parameters_and_a_latent_of_another_size_are_refused(
+    fitted: AutoencoderModel, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match="no file that `save` wrote"):
+        small().load(tmp_path / "nothing")
+    (tmp_path / "junk").write_text("junk")
+    with pytest.raises(BadInput, match="no file that `save` wrote"):
+        small().load(tmp_path / "junk")
+    fitted.save(tmp_path / "model")
+    with pytest.raises(BadInput, match="other parameters"):
+        small().set_params(latent=fitted.model_.shape.latent + 1).load(tmp_path / "model")
+    for latent in (np.zeros((3, fitted.model_.shape.latent + 1)), np.zeros(3)):
+        with pytest.raises(BadInput, match="as `transform` makes them"):
+            fitted.inverse_transform(latent)
+
+
+def test_a_model_that_came_back_goes_on_learning_from_the_same_replay(fitted: AutoencoderModel, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "model")
+    back = small().load(tmp_path / "model")
+    assert back.replay_.seen == fitted.replay_.seen
+    np.testing.assert_array_equal(back.replay_.windows, fitted.replay_.windows)
+    back.partial_fit(series(120, shift=1.0))
+    assert back.replay_.seen == fitted.replay_.seen + 120 - back.window + 1
+
+
+def test_the_example_of_the_docs_runs_and_gives_the_shapes_that_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    section = page.split("## In Python")[1].split("\n## ")[0]
+    code = "\n".join(line.removeprefix("    ") for line in section.splitlines() if line.startswith("    "))
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert [names[name].shape for name in ("latent", "rebuilt", "error", "drawn")] == [
+        (1169, 8), (1169, 32, 3), (1169,), (100, 32, 3)]
+    assert (tmp_path / "model.safetensors").exists()

@@ -1,6 +1,5 @@
 """What people said of alerts, and which episodes it leaves out."""
 
-from dataclasses import replace
 from types import SimpleNamespace
 
 import msgspec
@@ -14,10 +13,11 @@ from pipeline.errors import BadInput
 from pipeline.formats.files import Table
 from pipeline.registry.bundle import Bundle
 from pipeline.topics import TOPICS, Feedback
-from training.jobs import MASKED, PARDONED, _fit
+from training.jobs import _fit
 from training.make_baseline import make_baseline_bundle
 from training.prepare import prepare
-from training.topic import called_false, mask
+from training.spool import spool
+from training.topic import called_false
 
 
 def record(episode: str, is_true: bool) -> tuple[bytes, bytes]:
@@ -88,10 +88,11 @@ def test_twenty_false_alarms_of_a_pattern_silence_it_after_a_retraining_and_othe
     false = [name for name, (_, began, _) in spans.items() if any(0 <= began // 1000 - at < 60 for at in twenty)]
     assert len(false) >= 20
     marks = dict(record(name.decode(), False) for name in false)
-    pardoned = mask(seen, [spans[name.encode()] for name in called_false(marks)])
-    learn = replace(seen, labels={MASKED: mask(seen, spans.values()), PARDONED: pardoned})
     stream = SimpleNamespace(contract=contract, retrain=SimpleNamespace(family="linear"))
-    second = _fit(stream, first, learn, tmp_path / "second", {}, lambda *told: None)
+    with spool([seen], tmp_path / "rows") as laid:
+        pardoned = laid.inside([spans[name.encode()] for name in called_false(marks)], "pardoned")
+        masks = (laid.inside(spans.values(), "masked"), pardoned)
+        second = _fit(stream, first, laid, masks, len(seen), tmp_path / "second", {}, lambda *told: None)
 
     again, fault = table_of(3, 2200, later, 1), table_of(3, 2200, later, 2)
     assert found(first, again, later) == len(later)

@@ -5,6 +5,7 @@ import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from pipeline.errors import BadInput
 from pipeline.formats.files import FileOptions, Table, count_rows, read_blocks, read_tables
 from pipeline.registry.bundle import load_bundle
 from tests.unit.test_training_cli import call
-from training import data, loop, sources, spool
+from training import data, duel, jobs, loop, sources, spool
 from training.models import BY_NAME, Shape
 from training.prepare import prepare
 from training.recipe import Recipe
@@ -102,7 +103,7 @@ def test_rows_lie_by_device_and_late_ones_are_left_out(tmp_path: Path) -> None:
         assert (len(laid), laid.dropped) == (1600, 2)
         for place in (0, 1):
             every = joined(blocks).take(joined(blocks).device == place)
-            span = slice(*laid.starts[place : place + 2])
+            span = slice(laid.starts[place], laid.stops[place])
             np.testing.assert_array_equal(laid.values[span], every.values)
             np.testing.assert_array_equal(laid.ts_ms[span], every.ts_ms)
             np.testing.assert_array_equal(laid.label[span], every.labels["bad"])
@@ -111,8 +112,9 @@ def test_rows_lie_by_device_and_late_ones_are_left_out(tmp_path: Path) -> None:
 
 def test_time_that_goes_backwards_is_refused_on_disk_too(tmp_path: Path) -> None:
     blocks = blocks_of((900,))
-    with pytest.raises(BadInput, match=r"time goes backwards.*--device-column"):
-        spool.spool([*blocks, *blocks], tmp_path / "s")
+    with (spool.spool([*blocks, *blocks], tmp_path / "s") as laid,
+          pytest.raises(BadInput, match=r"time goes backwards.*--device-column")):
+        laid.check_order()
 
 
 @pytest.mark.parametrize("counts", [(3000, 1100), (12,) * 40], ids=["series", "pictures"])
@@ -220,3 +222,16 @@ def test_train_lays_rows_on_disk_that_do_not_fit_and_says_so(tmp_path: Path) -> 
     assert (facts["rows"], facts["masked_rows"]) == (6000, 30)
     assert facts["sampled_rows"] < 4500
     assert not list(tmp_path.glob("*.spool"))
+
+
+def test_a_retraining_holds_no_more_rows_than_fit_and_says_how_many_it_looked_at(tmp_path: Path) -> None:
+    contract = data.derive_contract(joined(blocks_of((6000,))), window=8, memory=40)
+    stream = SimpleNamespace(contract=contract, topic="t", retrain=SimpleNamespace(family="linear"))
+    with spool.spool(blocks_of((6000,)), tmp_path / "s") as laid:
+        earlier, places, lead = duel.cut(laid, contract, 1500)
+        none = laid.inside((), "none")
+        bundle = jobs._fit(stream, None, earlier, (none, none), 1500, tmp_path / "b", {}, lambda *_: None)  # type: ignore[arg-type]
+        figures = duel.measure(bundle, laid.take(places), lead, np.zeros(len(places), bool), bundle.scaling)
+    assert bundle.manifest.data["rows"] == 4800
+    assert bundle.manifest.data["sampled_rows"] < 2000
+    assert figures.rows == 1200

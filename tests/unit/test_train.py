@@ -71,7 +71,8 @@ def test_the_weights_of_a_bundle_give_its_model_back(made: train.Trained) -> Non
 
 def test_a_challenger_goes_on_from_its_champion_and_names_it(made: train.Trained, tmp_path: Path) -> None:
     table = table_of(seed=5)
-    challenger = train.retrain(table, made.prepared.contract, made.bundle, tmp_path / "next", refuse=False)
+    challenger = train.train(table, made.prepared.contract, train.going_on(made.bundle), tmp_path / "next",
+                             parent=made.bundle, refuse=False)
     assert challenger.bundle.manifest.parent == made.bundle.digest
     assert challenger.bundle.digest != made.bundle.digest
     fresh = train.build(made.prepared.contract, RECIPE)

@@ -79,6 +79,31 @@ def test_a_search_goes_on_from_its_journal_and_its_recipe_trains(folder: Path) -
     assert recipe.epochs == Recipe().epochs
 
 
+def test_a_search_that_was_killed_in_its_first_trial_begins_with_that_trial_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    class Killed(BaseException):
+        """Ends the process in the middle of a trial, as kill -9 does: nothing may catch it."""
+
+    def error_of(_: object, recipe: Recipe, *__: object) -> float:
+        tried.append((recipe.rate, recipe.batch))
+        if len(tried) == 1:
+            raise Killed
+        return float(len(tried))
+
+    monkeypatch.setattr("training.tune._error", error_of)
+    common = ("tune", folder / "pump.csv", "--rows", "0:600", "--window", 8, "--folds", 2, "--trials", 3, "--out",
+              folder / "killed.yaml", "--json")
+    with pytest.raises(Killed):
+        call(*common)
+    facts = json.loads(call(*common).stdout.splitlines()[-1])
+    assert tried[1] == (Recipe().rate, Recipe().batch)
+    assert (facts["trials"], facts["first"]) == (3, 2.5)              # two folds: the mean of 2 and 3
+    assert len(set(tried)) == 3
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (("--set", "rat=1"), "rat"), (("--set", "rate"), "NAME=VALUE"), (("--model", "lstm"), "give one of dense"),
     (("--set", "rate=-1"), "recipe.rate"), (("--rows", "890:"), "rows"), (("--device-column", "x"), "no column"),
@@ -101,6 +126,66 @@ def test_rows_that_are_mostly_anomalous_are_refused_though_nothing_says_which(fo
     with pytest.raises(BadInput, match=r"most in b.*--trim"):
         call("train", folder / "odd.csv", "--model", "linear", "--out", folder / "odd")
     assert not (folder / "odd").exists()
+
+
+def write(path: Path, rows: int = 300, **columns: np.ndarray) -> Path:
+    """A file of two waves, one of them called b, and further columns or others in their place."""
+    steps = np.arange(rows)
+    all_columns: dict[str, np.ndarray] = {
+        "ts": 1_700_000_000 + steps, "a": np.sin(steps / 7).round(3), "b": np.cos(steps / 9).round(3)} | columns
+    path.write_text("\n".join([",".join(all_columns), *(
+        ",".join(map(str, row)) for row in zip(*all_columns.values(), strict=True))]))
+    return path
+
+
+@pytest.mark.parametrize(("rows", "columns", "message"), [
+    (20, {}, r"20 rows.*fewer than one window of 32.*--window"), (60, {}, r"give more rows.*--window"),
+    (300, {"b": np.full(300, "inf")}, r"'b' has no value in any row: --ignore-columns b"),
+    (300, {"target": np.arange(300) // 200}, r"'target' looks like a label.*--ignore-columns target"),
+    (300, {"ts": 1_700_000_000 + np.arange(300) % 200}, r"time goes backwards.*first in row 200.*--device-column"),
+], ids=["less than a window", "few windows", "all missing", "label among the channels", "time goes backwards"])
+def test_rows_that_teach_nothing_are_refused_with_what_to_do(
+    rows: int, columns: dict[str, np.ndarray], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=message) as error:
+        call("train", write(tmp_path / "pump.csv", rows, **columns), "--out", tmp_path / "bundle")
+    assert error.value.exit_code == 3
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_channel_that_never_moves_is_told_and_kept(tmp_path: Path) -> None:
+    done = call("train", write(tmp_path / "pump.csv", b=np.ones(300)), "--out", tmp_path / "bundle", "--model", "var",
+                "--no-report")
+    assert "'b' never moves" in done.stderr
+    assert "--context-columns b" in done.stderr
+    assert load_bundle(tmp_path / "bundle").contract.names == ("a", "b")
+
+
+def test_a_column_without_a_value_is_told_and_left_out(tmp_path: Path) -> None:
+    done = call("train", write(tmp_path / "pump.csv", b=np.full(300, "")), "--out", tmp_path / "bundle", "--model",
+                "var", "--no-report")
+    assert "no numbers, so no channels: b" in done.stderr
+    assert load_bundle(tmp_path / "bundle").contract.names == ("a",)
+
+
+def test_channels_that_differ_between_files_are_refused_by_name(tmp_path: Path) -> None:
+    files = write(tmp_path / "one.csv"), write(tmp_path / "two.csv", c=np.arange(300))
+    with pytest.raises(BadInput, match=r"two\.csv.*`c` is not in all files; --ignore-columns c"):
+        call("train", *files, "--out", tmp_path / "bundle")
+
+
+def test_a_loss_that_is_not_a_number_stops_at_its_batch_and_says_where_the_good_weights_are(tmp_path: Path) -> None:
+    settings = [part for one in ("rate=3", "clip=0", "optimiser=sgd", "hidden=[16]") for part in ("--set", one)]
+    with pytest.raises(BadInput, match=r"batch \d+ of epoch \d+.*recipe\.rate.*epoch \d+, are kept") as error:
+        call("train", write(tmp_path / "pump.csv", 900), "--out", tmp_path / "bundle", *settings)
+    assert error.value.exit_code == 3
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_model_that_does_not_fit_is_told_with_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"out of memory: lower recipe\.batch.*recipe\.hidden") as error:
+        call("train", write(tmp_path / "pump.csv"), "--out", tmp_path / "bundle", "--set", "hidden=[1000000000000]")
+    assert error.value.exit_code == 3
 
 
 def test_a_file_without_time_is_refused_with_the_option_that_makes_one(folder: Path) -> None:
