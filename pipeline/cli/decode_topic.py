@@ -1,7 +1,8 @@
 """`narrows decode-topic`: the rows that the blocks of a topic hold, their summaries, what they took."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,19 +54,20 @@ def decode_topic(
     tree = load_config(config)
     name = topic or tree.kafka.topic("blocks")
     first, last = _time("--since", since), _time("--until", until)
-    records = _records(tree, name, first, partition)
-    chosen = (
-        block for block in each_once(records, device or ())
-        if (first is None or block.label.last_ts >= first) and (last is None or block.label.first_ts < last)
-    )
-    if summary:
-        _write_summaries(chosen, open_reader(tree), out)
-    elif stats:
-        _print_stats(chosen, as_json)
-    else:
-        bad = _write_rows(chosen, open_reader(tree), out, name, (first, last), skip_bad)
-        if bad:
-            raise typer.Exit(1)
+    bad = 0
+    with closing(_records(tree, name, first, partition)) as records:    # a bad block leaves them in the middle
+        chosen = (
+            block for block in each_once(records, device or ())
+            if (first is None or block.label.last_ts >= first) and (last is None or block.label.first_ts < last)
+        )
+        if summary:
+            _write_summaries(chosen, open_reader(tree), out)
+        elif stats:
+            _print_stats(chosen, as_json)
+        else:
+            bad = _write_rows(chosen, open_reader(tree), out, name, (first, last), skip_bad)
+    if bad:
+        raise typer.Exit(1)
 
 
 def _write_rows(
@@ -170,7 +172,7 @@ def _time(key: str, text: str | None) -> int | None:
     return None if text is None else time_ms(key, text)
 
 
-def _records(tree: Config, topic: str, since: int | None, only: int | None) -> Iterator[Record]:
+def _records(tree: Config, topic: str, since: int | None, only: int | None) -> Generator[Record, None, None]:
     """Records that may hold rows from `since` on: a row is at most `max_ahead` ahead of its record's timestamp."""
     settings: Settings = tree.kafka.client_settings()
     if since is None:
