@@ -75,7 +75,7 @@ class Seen:
 
 def run(folder: Path, bootstrap: str, case: Case, seconds: int) -> Seen:
     """One subject under the load, after some seconds of it."""
-    name = uuid.uuid4().hex[:8]
+    name = f"r{uuid.uuid4().hex[:8]}"     # a name, whatever the digits look like to YAML
     topic = f"{name}-readings"
     topics.create(bootstrap, [topic], f"{name}.", partitions=PARTITIONS)
     by_append(bootstrap, topic)

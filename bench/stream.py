@@ -82,7 +82,7 @@ class Bench:
 
     def configure(self, source: Input, hop: int, outputs: dict[str, bool]) -> tuple[Path, str]:
         """(file, prefix of the output topics) of a configuration with a group and output topics of its own."""
-        run = uuid.uuid4().hex[:8]
+        run = f"r{uuid.uuid4().hex[:8]}"     # a name, whatever the digits look like to YAML
         prefix = f"{run}."
         topics.create(self._bootstrap, [source.topic], prefix)
         bundle = make_bundle(self._folder / f"bundle-{run}", hop)
@@ -107,7 +107,7 @@ class Bench:
 
     def rival(self, module: str, source: Input, python: str = sys.executable) -> Figure:
         """A rival that does the same work."""
-        run = uuid.uuid4().hex[:8]
+        run = f"r{uuid.uuid4().hex[:8]}"     # a name, whatever the digits look like to YAML
         output = f"{run}-results"
         topics.create(self._bootstrap, [output], partitions=self._partitions, outputs=[])
         arguments = [self._bootstrap, source.topic, output, run, str(self._model)]
