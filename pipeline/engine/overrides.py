@@ -46,6 +46,14 @@ SYMBOLS: tuple[Symbol, ...] = (
         "a batch's offsets are no gap: it would count them as acknowledged",
     ),
     Symbol(
+        f"{_CONSUMER}.on_buffer_full", "c8961679e0bc",
+        "a full queue holds all partitions back by itself; stock leaves one unread until a message of that one goes",
+    ),
+    Symbol(
+        f"{_CONSUMER}.on_buffer_drop", "4b57e8a418d5",
+        "the same",
+    ),
+    Symbol(
         f"{_CONSUMER}.ack", "5fcf41cf4515",
         "acks mean nothing here; the stock list grows for ever",
     ),

@@ -206,6 +206,12 @@ class BatchConsumer(driver.Consumer):
                 0, 0, tp, generation_id=generation,
             )
 
+    def on_buffer_full(self, tp: TP) -> None:
+        """Nothing: a poll has one message, put down to one of its partitions, and waits until the queue takes it."""
+
+    def on_buffer_drop(self, tp: TP) -> None:
+        """Nothing, as above."""
+
     def ack(self, message: Any) -> bool:
         message.acked = True
         self._unacked_messages.discard(message)

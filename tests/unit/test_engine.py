@@ -9,6 +9,7 @@ from aiokafka.errors import MessageSizeTooLargeError, UnknownTopicOrPartitionErr
 
 from pipeline.engine.checkpoint import Checkpoint, read_checkpoint
 from pipeline.engine.deliver import deliver
+from pipeline.engine.transport import TP, BatchConsumer
 from pipeline.engine.watchdog import Pulse, Seen, Watchdog
 from pipeline.errors import LoopStalled, NoAssignment, Stalled, StopWorker
 from pipeline.sinks import Record
@@ -50,6 +51,15 @@ def test_more_deadly_records_than_metadata_holds_are_told_as_a_fault_of_the_work
 
 def seen(at: float, position: int = 0, lag: int = 10, assigned: int = 1, joining: bool = False) -> Seen:
     return Seen(at, position, lag, assigned, joining)
+
+
+def test_a_full_queue_leaves_no_partition_unread() -> None:
+    """A poll of many partitions is put down to one of them: Faust would stop reading that one, for ever."""
+    consumer = BatchConsumer.__new__(BatchConsumer)
+    both = {TP("t", 0), TP("t", 1)}
+    consumer._active_partitions, consumer._buffered_partitions = set(both), set()
+    consumer.on_buffer_full(TP("t", 0))
+    assert consumer._get_active_partitions() == both
 
 
 def test_records_that_wait_without_progress_are_a_stall() -> None:
