@@ -379,8 +379,7 @@ class Line:
         for scored in result.scored:
             self.counts["muted"] += int((scored.verdict.is_muted & (scored.score > scored.threshold)).sum())
             if self._outputs.scores is not None:
-                told = scored.digest == BLANK or ~np.isnan(scored.score)
-                outputs += self._scores(scored, np.flatnonzero(np.broadcast_to(told, scored.score.shape)))
+                outputs += self._scores(scored, np.flatnonzero(~np.isnan(scored.score) | (scored.digest == BLANK)))
         self.counts["scored"] += result.scored_rows
         self.counts.update(result.unscored)
         self.counts["late"] += result.late

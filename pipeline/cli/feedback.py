@@ -4,16 +4,11 @@ from typing import Annotated
 
 import msgspec
 import typer
-from kafka import KafkaProducer
-from kafka.errors import KafkaError
 
 from pipeline.cli.options import ConfigFile
 from pipeline.config import load_config
-from pipeline.errors import BadInput, Unreachable
-from pipeline.topics import Feedback
-from pipeline.topics.client import address, keywords
-
-WAIT_S = 30
+from pipeline.errors import BadInput
+from pipeline.topics import Feedback, write_record
 
 
 def feedback(
@@ -32,16 +27,6 @@ def feedback(
     if (is_true is None) != forget:
         raise BadInput("give one of --true, --false and --forget")
     tree = load_config(config)
-    topic = tree.kafka.topic("feedback")
-    settings = tree.kafka.client_settings()
     said = None if is_true is None else msgspec.json.encode(Feedback(episode_id=episode, is_true=is_true, note=note))
-    try:
-        producer = KafkaProducer(**keywords(settings), acks="all")
-        try:
-            producer.send(topic, said, episode.encode()).get(WAIT_S)
-        finally:
-            producer.close()
-    except KafkaError as error:
-        raise Unreachable(f"{topic} at {address(settings)} takes nothing ({error}): is the broker up, and the topic "
-                          "made (`narrows topics create`)?") from error
+    write_record(tree.kafka.client_settings(), tree.kafka.topic("feedback"), episode, said)
     print(f"{episode}: {'forgotten' if forget else 'true' if is_true else 'false'}; the next retraining heeds it")

@@ -8,21 +8,17 @@ from typing import Annotated
 
 import msgspec
 import typer
-from kafka import KafkaProducer
-from kafka.errors import KafkaError
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.cli.options import ConfigFile, Json, time_ms
 from pipeline.config import Config, load_config
 from pipeline.core.maintenance import ALL, Plans, Window
-from pipeline.errors import BadInput, Unreachable
-from pipeline.topics import read_plans
-from pipeline.topics.client import address, keywords
+from pipeline.errors import BadInput
+from pipeline.topics import read_plans, write_record
 
 app = typer.Typer(no_args_is_help=True, help="Spans of time in which devices are scored and raise no alert.")
 
-WAIT_S = 30
 ID_BYTES = 4
 
 
@@ -116,17 +112,8 @@ def _known(tree: Config, name: str) -> Window:
 
 
 def _send(tree: Config, name: str, window: Window | None) -> None:
-    topic, settings = tree.kafka.topic("maintenance"), tree.kafka.client_settings()
     value = None if window is None else msgspec.json.encode(window)
-    try:
-        producer = KafkaProducer(**keywords(settings), acks="all")
-        try:
-            producer.send(topic, value, name.encode()).get(WAIT_S)
-        finally:
-            producer.close()
-    except KafkaError as error:
-        raise Unreachable(f"{topic} at {address(settings)} takes nothing ({error}): is the broker up, and the topic "
-                          "made (`narrows topics create`)?") from error
+    write_record(tree.kafka.client_settings(), tree.kafka.topic("maintenance"), name, value)
 
 
 def _show(windows: Sequence[Window], json: bool) -> None:

@@ -17,9 +17,10 @@ from pipeline.topics.reader import (
     read_topic,
 )
 from pipeline.topics.rights import check_rights
+from pipeline.topics.writer import write_record
 
 __all__ = [
     "TOPICS", "Facts", "Feedback", "Record", "Settings", "Topic", "begin_offsets", "check", "check_rights", "create",
     "describe", "end_offsets", "follow_plans", "grow", "newest_by_key", "offsets_at", "partitions_of", "read_plans",
-    "read_range", "read_tails", "read_topic",
+    "read_range", "read_tails", "read_topic", "write_record",
 ]

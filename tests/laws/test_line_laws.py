@@ -202,6 +202,13 @@ class Run:
             self.line.settled()
 
 
+def story(kind: Kind, seed: int) -> tuple[np.random.Generator, list[Raw], int]:
+    """Chance, a log, and where another model comes in."""
+    rng = np.random.default_rng(seed)
+    log = make_log(kind, rng)
+    return rng, log, int(rng.integers(1, len(log)))
+
+
 def break_often(run: Run, rng: np.random.Generator) -> None:
     """To the end of the log, in small batches, with commits, commits whose answer is lost, and new workers between."""
     while run.position < len(run.log):
@@ -218,9 +225,7 @@ def test_commits_and_crashes_change_no_output(name):
     kind = KINDS[name]
     told: list[BlockLabel] = []
     for seed in range(STORIES):
-        rng = np.random.default_rng(seed)
-        log = make_log(kind, rng)
-        swap_at = int(rng.integers(1, len(log)))
+        rng, log, swap_at = story(kind, seed)
         max_devices = (1, 2, MAX_DEVICES)[seed % 3]
         whole, broken = Run(kind, log, swap_at, max_devices), Run(kind, log, swap_at, max_devices)
         while whole.position < len(log):
@@ -236,9 +241,7 @@ def test_commits_and_crashes_change_no_output(name):
 def test_a_mark_that_trails_little_changes_no_output(name):
     kind, restored = KINDS[name], 0
     for seed in range(STORIES // 2):
-        rng = np.random.default_rng(seed)
-        log = make_log(kind, rng)
-        swap_at = int(rng.integers(1, len(log)))
+        rng, log, swap_at = story(kind, seed)
         max_devices = (2, MAX_DEVICES)[seed % 2]
         whole = Run(kind, log, swap_at, max_devices)
         broken = Run(kind, log, swap_at, max_devices, int(rng.integers(1, min(50, max(3, len(log) // 4)))))
@@ -255,9 +258,7 @@ def test_a_stream_without_a_model_says_so_of_each_row_and_scores_as_ever_from_it
     """Over commits and crashes, too; the rows that it kept meanwhile are in the scores."""
     kind, unscored = KINDS[name], 0
     for seed in range(STORIES // 2):
-        rng = np.random.default_rng(seed)
-        log = make_log(kind, rng)
-        swap_at = int(rng.integers(1, len(log)))
+        rng, log, swap_at = story(kind, seed)
         whole, broken, known = (Run(kind, log, swap_at) for _ in range(3))
         for run, first in ((whole, blank_model(kind.contract)), (broken, blank_model(kind.contract)),
                            (known, whole.models[1])):
@@ -285,9 +286,7 @@ def test_silent_devices_and_maintenance_are_the_same_over_commits_and_crashes(na
     """From the swap on the windows are known; before it nobody has heard of them."""
     kind, silent, muted = KINDS[name], 0, 0
     for seed in range(STORIES):
-        rng = np.random.default_rng(seed)
-        log = make_log(kind, rng)
-        swap_at = int(rng.integers(1, len(log)))
+        rng, log, swap_at = story(kind, seed)
         windows = []
         for device in ("one", "t*", "*"):
             begin, length = int(rng.integers(1_000_000, log[-1].timestamp + 1)), int(rng.integers(1, 60_000))
