@@ -24,7 +24,7 @@ from pipeline.core.maintenance import Plans
 from pipeline.engine import overrides
 from pipeline.engine.deliver import deliver
 from pipeline.engine.state_topic import Name, State, read_entries
-from pipeline.engine.transport import TP, Begin, Keeper, Settings, Transport, install_fetch
+from pipeline.engine.transport import TP, Begin, Keeper, Settings, Tables, Transport, install_fetch
 from pipeline.engine.watchdog import Pulse, Seen, Watchdog
 from pipeline.errors import BadInput, NarrowsError, Stalled, StopWorker
 from pipeline.line import Line, OutputTopics
@@ -374,7 +374,8 @@ class Worker:
 def _settings(config: Config, keeper: Keeper) -> Settings:
     start = config.kafka.start
     at: str | int = start if start in ("earliest", "latest") else parse_time_ms("kafka.start", start)
-    return Settings(keeper, at, config.worker.fetch_min_bytes, config.worker.fetch_max_wait_ms)
+    worker = config.worker
+    return Settings(keeper, at, worker.max_poll_records, worker.fetch_min_bytes, worker.fetch_max_wait_ms)
 
 
 def check_broker(config: Config) -> dict[str, topics.Facts]:
@@ -408,7 +409,7 @@ def _faust_app(config: Config) -> Any:
             3.0, config.worker.session_timeout_s / 3
         ),
         broker_request_timeout=40.0, broker_rebalance_timeout=30.0, broker_max_poll_interval=MAX_POLL_S,
-        broker_max_poll_records=config.worker.max_poll_records, agent_supervisor="mode.CrashingSupervisor",
+        agent_supervisor="mode.CrashingSupervisor", TableManager=Tables,
         producer_linger=0, producer_max_batch_size=PRODUCER_BATCH_BYTES,
         producer_max_request_size=PRODUCER_REQUEST_BYTES, producer_compression_type=None,
     )

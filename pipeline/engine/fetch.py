@@ -2,8 +2,8 @@
 
 aiokafka makes an object of its own for each record and a ConsumerRecord around it, two thirds of what reading costs.
 Here the batches' bytes are kept, and one compiled pass finds where keys and values lie. It swaps three private names of
-the pinned version, guarded by `overrides.check`. Old message formats (before Kafka 0.11), `max_poll_records` and
-reading committed transactions only take the stock path.
+the pinned version, guarded by `overrides.check`. Old message formats (before Kafka 0.11) and reading committed
+transactions only take the stock path.
 
 Source of the layout: Kafka's documentation, "Record Batch" and "Record".
 """
@@ -56,7 +56,7 @@ class RawFetchResult(fetcher.FetchResult):
         found: Any = self._partition_records
         if found is None or found._value_deserializer is not as_columns:
             return super().getall(max_records)
-        if max_records is not None or found._isolation_level == fetcher.READ_COMMITTED:
+        if found._isolation_level == fetcher.READ_COMMITTED:
             return _columns_of(super().getall(max_records))
         if not self.check_assignment(self._topic_partition):
             return []

@@ -74,6 +74,14 @@ SYMBOLS: tuple[Symbol, ...] = (
         "the last commit says that nothing is in work any more",
     ),
     Symbol(
+        "faust.tables.manager:TableManager.on_start", "365dd25fbc0e",
+        "without the second that stock waits for tables, of which we have none",
+    ),
+    Symbol(
+        "faust.tables.manager:TableManager._update_channels", "88e3941facc9",
+        "not replaced: called by our on_start; says that all tables, none, are there",
+    ),
+    Symbol(
         f"{_DRIVER}:Consumer._new_consumer_thread", "0870ec53dea7",
         "to put our thread in",
     ),

@@ -11,11 +11,12 @@ a seek back, one that begins earlier is trimmed. Every override is named, with i
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from aiokafka.structs import OffsetAndMetadata
+from faust.tables import TableManager
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
@@ -23,7 +24,7 @@ from pipeline.core.records import Records
 from pipeline.engine import fetch
 from pipeline.engine.checkpoint import Checkpoint, read_checkpoint
 
-__all__ = ["TP", "BatchConsumer", "Begin", "Fetched", "Keeper", "Settings", "Transport", "install_fetch"]
+__all__ = ["TP", "BatchConsumer", "Begin", "Fetched", "Keeper", "Settings", "Tables", "Transport", "install_fetch"]
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,25 @@ class Fetched(NamedTuple):
     since: int
 
 
+def in_shares(poll: list[Fetched], most: int | None) -> Iterator[list[Fetched]]:
+    """A poll as batches of at most so many records, each with an equal share of every partition that has some left.
+
+    aiokafka's own limit empties one partition after the other: behind a backlog the last would wait for all others.
+    """
+    while poll and most is not None:
+        share, left = max(1, most // len(poll)), []
+        batch = []
+        for one in poll[:most]:
+            mine, rest = one.records.take(slice(share)), one.records.take(slice(share, None))
+            batch.append(one._replace(records=mine))
+            if rest:
+                left.append(one._replace(records=rest, since=int(mine.offset[-1]) + 1))
+        yield batch
+        poll = poll[most:] + left
+    if poll:
+        yield poll
+
+
 class Keeper(Protocol):
     """What the transport asks of whoever holds the partitions' state."""
 
@@ -67,10 +87,11 @@ class Keeper(Protocol):
 
 
 class Settings(NamedTuple):
-    """start : earliest, latest, or milliseconds since 1970."""
+    """start : earliest, latest, or milliseconds since 1970.   most : records of one batch; None: what a fetch holds."""
 
     keeper: Keeper
     start: str | int
+    most: int | None
     fetch_min_bytes: int
     fetch_max_wait_ms: int
 
@@ -199,12 +220,13 @@ class BatchConsumer(driver.Consumer):
             self._expect[tp] = int(found.offset[-1]) + 1
             end = self.highwater(tp)
             polls[tp.topic].append(Fetched(tp, found, -1 if end is None else end, self.begun[tp], expected))
-        for topic, fetched in polls.items():
-            tp, last = fetched[0].tp, fetched[0].records
-            yield tp, ConsumerMessage(
-                topic, tp.partition, int(last.offset[-1]), int(last.timestamp[-1]) / 1e3, 0, [], None, fetched, None,
-                0, 0, tp, generation_id=generation,
-            )
+        for topic, poll in polls.items():
+            for fetched in in_shares(poll, self.settings.most):
+                tp, last = fetched[0].tp, fetched[0].records
+                yield tp, ConsumerMessage(
+                    topic, tp.partition, int(last.offset[-1]), int(last.timestamp[-1]) / 1e3, 0, [], None, fetched,
+                    None, 0, 0, tp, generation_id=generation,
+                )
 
     def on_buffer_full(self, tp: TP) -> None:
         """Nothing: a poll has one message, put down to one of its partitions, and waits until the queue takes it."""
@@ -246,6 +268,14 @@ class Producer(driver.Producer):
 
     def _settings_extra(self) -> Mapping[str, Any]:
         return {"acks": "all", "enable_idempotence": True}
+
+
+class Tables(TableManager):
+    """Faust's tables, of which we have none: stock waits a second for them at every start."""
+
+    async def on_start(self) -> None:
+        await self._update_channels()
+        await self.recovery.start()
 
 
 class Transport(driver.Transport):
