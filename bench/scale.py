@@ -111,7 +111,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, metavar="N", help="runs of each count (default 5, with --quick 2)")
     parser.add_argument("--docs", type=Path, help="write the table into this page")
     given = parser.parse_args()
-    rows = rows_for(400_000 if given.quick else 2_000_000, DEVICES)
+    rows = rows_for(400_000 if given.quick else 8_000_000, DEVICES)
     rounds = given.rounds or (2 if given.quick else 5)
     cost: dict[int, list[float]] = {workers: [] for workers in WORKERS}
     folder = Path(tempfile.mkdtemp(prefix="narrows-bench-"))

@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 1.0       # champion pointers, idle commits, triggers, watchdog
 WRONG_KEYS_TOLD = 20     # devices of a stream that the log names; narrows_wrong_keys_total counts them all
 MAX_POLL_S = 1e6         # out of reach: aiokafka leaves the group for ever when all partitions are paused longer
-FETCH_BYTES = 1 << 20
+PARTITION_BYTES = 4 << 20   # of one fetch: half of what its answer holds
 PRODUCER_BATCH_BYTES = 1 << 20
 PRODUCER_REQUEST_BYTES = 32 << 20
 GC_THRESHOLDS = (100_000, 20, 100)   # the default walks the fetched records again and again
@@ -403,7 +403,7 @@ def _faust_app(config: Config) -> Any:
         kafka.group, broker=url, broker_credentials=_credentials(config), value_serializer="raw",
         topic_disable_leader=True, topic_allow_declare=False, store="memory://", web_enabled=False,
         datadir=str(Path(tempfile.gettempdir()) / f"narrows-{os.getpid()}"), stream_wait_empty=False,
-        stream_buffer_maxsize=2, consumer_auto_offset_reset="earliest", consumer_max_fetch_size=FETCH_BYTES,
+        stream_buffer_maxsize=2, consumer_auto_offset_reset="earliest", consumer_max_fetch_size=PARTITION_BYTES,
         consumer_group_instance_id=kafka.static_member or None, broker_commit_interval=3600.0,
         broker_session_timeout=config.worker.session_timeout_s, broker_heartbeat_interval=min(
             3.0, config.worker.session_timeout_s / 3

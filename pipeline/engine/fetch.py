@@ -22,7 +22,7 @@ from aiokafka.record.memory_records import MemoryRecords
 
 from pipeline.core.records import Records
 
-READER_BYTES = 4 << 20   # that a connection takes in before it pauses: a fetch
+FETCH_BYTES = 8 << 20    # of one answer, and what a connection takes in before it pauses
 HEADER_BYTES = 61     # of a record batch, up to its first record
 LOG_OVERHEAD = 12     # base offset and length, which the length does not count
 MAGIC_AT = 16
@@ -186,6 +186,6 @@ def _columns_of(records: list[Any]) -> Any:
 
 def install() -> None:
     """From now on, in this process."""
-    conn.READER_LIMIT = READER_BYTES
+    conn.READER_LIMIT = FETCH_BYTES
     fetcher.MemoryRecords = KeptRecords
     fetcher.FetchResult = RawFetchResult

@@ -87,7 +87,7 @@ SYMBOLS: tuple[Symbol, ...] = (
     ),
     Symbol(
         f"{_DRIVER}:AIOKafkaConsumerThread._create_worker_consumer", "c2701bfc3e6f",
-        "fetch_max_wait_ms is hard-wired to 1500",
+        "fetch_max_wait_ms is hard-wired to 1500, and there is no fetch_min_bytes and fetch_max_bytes",
     ),
     Symbol(
         f"{_DRIVER}:AIOKafkaConsumerThread._commit", "932852ce7a23",

@@ -106,6 +106,7 @@ class Thread(driver.AIOKafkaConsumerThread):
         settings = self.consumer.settings
         consumer._fetch_min_bytes = settings.fetch_min_bytes
         consumer._fetch_max_wait_ms = settings.fetch_max_wait_ms
+        consumer._fetch_max_bytes = fetch.FETCH_BYTES
         consumer._value_deserializer = fetch.as_columns
         return consumer
 
