@@ -190,6 +190,8 @@ def tune(
         return
     print(f"{out}: held-out error of the newest row {tuned.error:.4f}, {tuned.first:.4f} with the settings it began "
           f"with; {tuned.trials} trials, {tuned.pruned} given up early")
+    if tuned.error >= tuned.first:
+        print("no settings did better than the ones it began with; more --trials or more rows may")
 
 
 def evaluate(

@@ -110,6 +110,8 @@ def suggest(trial: optuna.Trial | optuna.trial.FixedTrial, recipe: Recipe) -> Re
         "l2": trial.suggest_float("l2", 1e-8, 1e-3, log=True),
         "activation": trial.suggest_categorical("activation", ["relu", "gelu", "tanh"]),
     }
+    if recipe.model == "dense":   # else many a trial ends where it begins, at the principal components
+        changes["linear_path"] = trial.suggest_categorical("linear_path", [True, False])
     if recipe.model == "recurrent":
         changes["cell"] = trial.suggest_categorical("cell", ["gru", "lstm"])
     if recipe.model == "vae":
@@ -125,7 +127,7 @@ def _as_trial(recipe: Recipe) -> dict[str, Any]:
     return {"rate": recipe.rate, "batch": recipe.batch if recipe.batch in (32, 64, 128) else 64, "hidden": width,
             "dropout": recipe.dropout, "denoise": recipe.denoise, "l2": max(recipe.l2, 1e-8),
             "activation": recipe.activation if recipe.activation in ("relu", "gelu", "tanh") else "relu",
-            "cell": recipe.cell, "beta": recipe.beta, "adversary": recipe.adversary}
+            "linear_path": recipe.linear_path, "cell": recipe.cell, "beta": recipe.beta, "adversary": recipe.adversary}
 
 
 def _error(prepared: Prepared, recipe: Recipe, learn: Windows, held_out: Windows) -> float:

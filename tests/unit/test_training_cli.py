@@ -104,6 +104,20 @@ def test_a_search_that_was_killed_in_its_first_trial_begins_with_that_trial_agai
     assert len(set(tried)) == 3
 
 
+def test_a_search_that_gains_nothing_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Recipe] = []
+
+    def error_of(_: object, recipe: Recipe, *__: object) -> float:
+        tried.append(recipe)
+        return 1.0 if recipe.linear_path else 2.0
+
+    monkeypatch.setattr("training.tune._error", error_of)
+    done = call("tune", folder / "pump.csv", "--rows", "0:600", "--window", 8, "--folds", 2, "--trials", 12, "--out",
+                folder / "equal.yaml")
+    assert "did better than the ones it began with" in done.stdout
+    assert {recipe.linear_path for recipe in tried} == {True, False}
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (("--set", "rat=1"), "rat"), (("--set", "rate"), "NAME=VALUE"), (("--model", "lstm"), "give one of dense"),
     (("--set", "rate=-1"), "recipe.rate"), (("--rows", "890:"), "rows"), (("--device-column", "x"), "no column"),
