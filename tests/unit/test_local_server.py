@@ -85,6 +85,8 @@ def test_killing_the_keeper_kills_the_server(server):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_server_ends_with_its_parent(tmp_path, number):
     code = f"""
+        import signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)    # ignored in what a shell runs in the background
         from pathlib import Path
         from pipeline.local.server import Server
         server = Server("sleeper", {SLEEP!r}, Path({str(tmp_path / "log")!r}))
