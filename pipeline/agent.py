@@ -170,7 +170,14 @@ class Agent:
     # ---------------------------------------------------------------- one batch
 
     async def take(self, fetched: list[Fetched]) -> None:
-        """One poll: everything that its records trigger is delivered when this returns."""
+        """One poll: everything that its records trigger is delivered when this returns.
+
+        Faust ends by cancelling who takes; that must not cut a batch in two, whose outputs would be written again. So
+        it goes on by itself, and `rest` waits for it.
+        """
+        await asyncio.shield(self._take(fetched))
+
+    async def _take(self, fetched: list[Fetched]) -> None:
         async with self._lock:
             self._forget_gone()
             try:

@@ -404,14 +404,15 @@ def small_world(
     folder: Path, bootstrap: str, seed: int, records: int = 2500, slow_ms: int = 60, replicas: int = -1,
     partitions: int = 2, **worker: Any,
 ) -> World:
-    """Devices of all kinds on two partitions, lossless blocks, and a worker slow enough to be caught at work."""
+    """Devices of all kinds on two partitions, lossless blocks, and a worker slow enough to be caught at work: it takes
+    the same forty pauses to the end, however many records there are."""
     contract = small_contract()
     lossless = tuple(msgspec.structs.replace(channel, bound=0.0) for channel in contract.channels)
     contract = msgspec.structs.replace(contract, channels=lossless)
     bundles = [write_small_bundle(folder / f"b{number}", contract, number, 0.7) for number in range(3)]
     world = World(
         folder, bootstrap, contract, bundles, partitions, slow_ms=slow_ms, replicas=replicas,
-        worker={"max_poll_records": 60, "commit_interval_s": 0.4, "session_timeout_s": 6.0, **worker},
+        worker={"max_poll_records": max(60, partitions * records // 80), "commit_interval_s": 0.4, "session_timeout_s": 6.0, **worker},
     )
     world.produce([make_log(seed + number, records) for number in range(partitions)])
     return world

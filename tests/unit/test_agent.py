@@ -259,6 +259,29 @@ async def test_a_commit_whose_partition_was_taken_away_while_its_state_was_writt
     assert world.happened == []
 
 
+async def test_an_orderly_end_finishes_the_batch_in_work_and_commits_it():
+    world = World(None, 0)
+    agent, _ = make_agent(world, {"a": "one"})
+    deliver, in_work, go_on = world.deliver, asyncio.Event(), asyncio.Event()
+
+    async def held_up(outputs):
+        in_work.set()
+        await go_on.wait()
+        await deliver(outputs)
+
+    await agent.take(fetched(world, 0, 9))
+    world.deliver = held_up
+    taking = asyncio.create_task(agent.take(fetched(world, 10, 19)))
+    await in_work.wait()
+    taking.cancel()                       # as Faust ends
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    asyncio.get_running_loop().call_later(0.05, go_on.set)
+    await agent.rest()
+    assert [facts[1] for what, *facts in world.happened if what == "output"] == list(range(20))
+    assert world.happened[-1][:2] == ("commit", 20)
+
+
 class PlannedLine(FakeLine):
     """Its outputs name the plan that it heeds, in the digest's place."""
 
