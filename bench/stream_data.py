@@ -66,7 +66,7 @@ def dense_autoencoder(seed: int = 0) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def make_bundle(folder: Path, hop: int, step_ms: int = 1000) -> Bundle:
+def make_bundle(folder: Path, hop: int, step_ms: int = 1000, seed: int = 0) -> Bundle:
     """The light profile: one member, three constants; the threshold lies where one row in some thousands is over it."""
     made = contract(hop, step_ms)
     shape = (1, 1, 3, 8)
@@ -75,7 +75,7 @@ def make_bundle(folder: Path, hop: int, step_ms: int = 1000) -> Bundle:
         whiten=np.broadcast_to(np.eye(8), (*shape, 8)).copy(), sd=np.ones(shape), member_threshold=np.full((1, 3), 5.0),
         weight=np.full((1, 3), 1 / 3), threshold=1.1, shift_mean=np.zeros((1, 8)), shift_whiten=np.eye(8)[None],
     )
-    model = dense_autoencoder()
+    model = dense_autoencoder(seed)
     rows = np.random.default_rng(2).normal(0, 1, (4000, 8)).round(4).astype(np.float32)
     return write_bundle(
         folder, contract=made, scaling=Scaling((), np.zeros((1, 8)), np.ones((1, 8))), scorer=scorer, model=model,
