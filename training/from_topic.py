@@ -1,6 +1,6 @@
 """`narrows train --from-topic`: rows between offsets that are fixed before the first record is read."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,14 +13,15 @@ from pipeline.formats import Format
 from pipeline.formats.files import Table
 from pipeline.topics.client import Settings
 from pipeline.topics.reader import begin_offsets, end_offsets, offsets_at
-from training.topic import Ranges, main_lane, read_blocks, read_table
+from training.topic import Ranges, main_lane, matches_of, read_blocks, read_table
 
 
 @dataclass(frozen=True)
 class Reach:
     """Rows of a topic between offsets that were fixed when this was made.
 
-    contract : the given one, else that of the configured stream that reads this topic.   source : for the manifest.
+    contract : the given one, else that of the configured stream that reads this topic.   matches : whether a device
+    belongs to that stream; None where all do.   source : for the manifest.
     """
 
     client: Settings
@@ -28,6 +29,7 @@ class Reach:
     ranges: Ranges
     contract: Contract
     format: Format
+    matches: Callable[[str], bool] | None = None
 
     @property
     def records(self) -> int:
@@ -41,11 +43,12 @@ class Reach:
 
     def table(self) -> Table:
         """All rows of the main lane. Raises BadInput when nothing lies in the range."""
-        return main_lane(read_table(self.client, self.topic, self.ranges, self.contract, self.format))
+        return main_lane(
+            read_table(self.client, self.topic, self.ranges, self.contract, self.format, matches=self.matches))
 
     def blocks(self) -> Iterator[Table]:
         """All rows, late ones too, a batch of records at a time."""
-        return read_blocks(self.client, self.topic, self.ranges, self.contract, self.format)
+        return read_blocks(self.client, self.topic, self.ranges, self.contract, self.format, matches=self.matches)
 
 
 def reach(topic: str, since: str | None, stream: str | None, config: Path | None, contract: Contract | None) -> Reach:
@@ -63,7 +66,8 @@ def reach(topic: str, since: str | None, stream: str | None, config: Path | None
     last = end_offsets(client, topic)
     first = begin_offsets(client, topic) if since is None else offsets_at(client, topic, _epoch_ms(since))
     ranges = {partition: (min(first[partition], end), end) for partition, end in last.items()}
-    return Reach(client, topic, ranges, contract, read_by.format if read_by else Format())
+    return Reach(client, topic, ranges, contract, read_by.format if read_by else Format(),
+                 matches_of(read_by) if read_by else None)
 
 
 def _stream(settings: Config, topic: str, name: str | None) -> Stream | None:

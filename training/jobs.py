@@ -32,7 +32,7 @@ from training.make_baseline import fit_without_torch, write_calibrated
 from training.recipe import FAMILIES, WITHOUT_TORCH, parse_recipe
 from training.sources import rows_that_fit
 from training.spool import Spool, spool
-from training.topic import Ranges, called_false, episodes, read_blocks
+from training.topic import Ranges, called_false, episodes, matches_of, read_blocks
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def _blocks(config: Config, stream: Stream, request: RetrainRequest, report: Rep
     """The stream's rows in the ranges of the request, a batch of records at a time."""
     return read_blocks(
         config.kafka.client_settings(), request.topic, request.ranges, stream.contract, stream.format,
-        matches=_matches(stream), progress=lambda share: report("reading the topic", share))
+        matches=matches_of(stream), progress=lambda share: report("reading the topic", share))
 
 
 def _masks(
@@ -126,15 +126,6 @@ def _marks(config: Config) -> dict[bytes, bytes]:
         return newest_by_key(config.kafka.client_settings(), config.kafka.topic("feedback"))
     except BadInput:                                     # no such topic: nobody has said anything
         return {}
-
-
-def _matches(stream: Stream) -> Any:
-    match = stream.match
-    if match.device_prefix is None and not match.devices:
-        return None
-    return lambda name: name in match.devices or (
-        match.device_prefix is not None and name.startswith(match.device_prefix)
-    )
 
 
 def _fit(

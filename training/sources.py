@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,8 @@ def from_files(paths: list[Path], options: FileOptions, asked: Asked) -> Iterato
 
 @contextmanager
 def from_topic(reach: Reach, asked: Asked) -> Iterator[Source]:
-    """Rows of a topic."""
+    """Rows of a topic, by the contract of the stream that reads it where none was given."""
+    asked = replace(asked, contract=reach.contract)
     most = asked.most_rows(len(reach.contract.channels))
     if reach.records <= most:
         yield in_memory(reach.table(), asked, reach.source)

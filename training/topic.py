@@ -10,6 +10,7 @@ from itertools import islice
 import msgspec
 import numpy as np
 
+from pipeline.config import Stream
 from pipeline.core.contract import Contract
 from pipeline.core.join import Joined, Joiner
 from pipeline.core.rows import Clock
@@ -107,6 +108,16 @@ def _rows(
         offsets[readings.kept], clock.stream_time[readings.kept], clock,
     )
     return joined, int(clock.stream_time[-1])
+
+
+def matches_of(stream: Stream) -> Callable[[str], bool] | None:
+    """Whether a device belongs to the stream; None where all do."""
+    match = stream.match
+    if match.device_prefix is None and not match.devices:
+        return None
+    return lambda name: name in match.devices or (
+        match.device_prefix is not None and name.startswith(match.device_prefix)
+    )
 
 
 def main_lane(table: Table) -> Table:

@@ -1,15 +1,18 @@
 """`narrows train --from-topic`, on a real Kafka: rows between offsets fixed at the start, named in the manifest."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 import yaml
+from click.testing import Result
 from kafka import KafkaProducer
 from typer.testing import CliRunner
 
 from pipeline.cli.main import app
+from pipeline.core.contract import parse_contract
 from pipeline.errors import BadInput
 from pipeline.registry.bundle import load_bundle
 
@@ -34,18 +37,24 @@ def published(kafka) -> tuple[str, str]:  # type: ignore[no-untyped-def]
     return kafka.bootstrap, topic
 
 
-def run(folder: Path, published: tuple[str, str], *options: str) -> None:
+def run(
+    folder: Path, published: tuple[str, str], *options: str, streams: dict[str, Any] | None = None, prefix: str = ""
+) -> Result:
+    """`narrows train` on the topic, by the contract of its streams, else by a given one."""
     bootstrap, topic = published
     config = folder / "narrows.yaml"
-    config.write_text(yaml.safe_dump({"kafka": {"bootstrap": bootstrap}}))
+    kafka = {"bootstrap": bootstrap, "topic_prefix": prefix}
+    config.write_text(yaml.safe_dump({"kafka": kafka, "streams": streams or {}}))
     contract = folder / "contract.yaml"
     contract.write_text(yaml.safe_dump(CONTRACT))
+    given = [] if streams else ["--contract", str(contract)]
     done = CliRunner().invoke(app, [
-        "train", "--from-topic", topic, "--config", str(config), "--contract", str(contract), "--model", "var",
+        "train", "--from-topic", topic, "--config", str(config), *given, "--model", "var",
         "--out", str(folder / "bundle"), "--no-report", *options])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output
+    return done
 
 
 def test_all_rows_of_the_topic_are_learned_from_and_its_offsets_are_in_the_manifest(
@@ -82,3 +91,14 @@ def test_a_topic_that_no_stream_reads_needs_a_contract(published: tuple[str, str
     done = CliRunner().invoke(app, ["train", "--from-topic", published[1], "--config", str(config), "--out", "b"])
     assert isinstance(done.exception, BadInput)
     assert "--contract" in str(done.exception)
+
+
+def test_the_contract_and_the_devices_are_those_of_the_stream_that_reads_the_topic(
+    published: tuple[str, str], tmp_path: Path
+) -> None:
+    stream = {"topic": published[1], "contract": CONTRACT}
+    run(tmp_path, published, streams={"pump": stream | {"match": {"devices": ["one"]}}})
+    bundle = load_bundle(tmp_path / "bundle", parse_contract(CONTRACT))    # raises for any other contract
+    assert bundle.manifest.data["rows"] == 1500
+    with pytest.raises(BadInput, match="format and match"):
+        run(tmp_path, published, streams={"pump": stream | {"match": {"devices": ["two"]}}})
