@@ -92,7 +92,9 @@ def train(
     accept_shift: Annotated[
         bool, typer.Option("--accept-shift", help="Export even where held-out rows lie over the threshold too often.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill, from OUT.checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after a kill, or a loss that is no number, from OUT.checkpoint.")
+    ] = False,
     from_topic: Annotated[str | None, typer.Option("--from-topic", help="Kafka topic instead of files.")] = None,
     since: Annotated[str | None, typer.Option("--since", help="First record: ISO 8601 or epoch ms.")] = None,
     stream: Annotated[str | None, typer.Option("--stream", help="Configured stream that reads it.")] = None,
@@ -408,14 +410,19 @@ def _torch(
     is_quantised: bool,
 ) -> "tuple[Bundle, History]":
     torch = _torch_module(threads)
+    from training.loop import TrainingDiverged
     from training.train import train_on_windows
 
     torch.set_num_threads(threads)
     state = out.with_name(f"{out.name}.checkpoint")
     with _Progress(recipe) as progress:
-        made = train_on_windows(
-            ready.prepared, ready.windows(recipe.validation), recipe, out, source=ready.source, progress=progress,
-            state=state, resume=resume, is_quantised=is_quantised, **calibration)
+        try:
+            made = train_on_windows(
+                ready.prepared, ready.windows(recipe.validation), recipe, out, source=ready.source, progress=progress,
+                state=state, resume=resume, is_quantised=is_quantised, **calibration)
+        except TrainingDiverged as error:
+            again = "go on from there with --resume" if state.exists() else "train again with"
+            raise TrainingDiverged(f"{error}; {again} --set rate={recipe.rate / 10:g}") from error
     state.unlink(missing_ok=True)
     return made.bundle, made.history
 
