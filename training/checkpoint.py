@@ -2,6 +2,10 @@
 
 Weights, best weights and the optimisers' tensors are the file's tensors; history, recipe and the optimisers' plain
 numbers its metadata. Random numbers need no state (see training.loop).
+
+Whoever goes on gives the same recipe and the same data, else a run that was killed would end with other weights than
+one that was not. A run that diverged has no such end: its state is that of the best epoch, the optimisers begin anew,
+and the settings of the descent may change.
 """
 
 import json
@@ -18,16 +22,20 @@ from torch import Tensor, nn
 
 from pipeline.errors import BadInput
 from training.history import History
-from training.recipe import Recipe
+from training.recipe import AFTER_DIVERGING, Recipe
 
-VERSION = "1"
+VERSION = "2"
 
 
 def save(
     path: Path, model: nn.Module, optimisers: Mapping[str, torch.optim.Optimizer], best: Mapping[str, Tensor],
-    history: History, recipe: Recipe,
+    history: History, recipe: Recipe, *, origin: str = "", is_diverged: bool = False,
 ) -> None:
-    """Write the state beside `path` and move it there."""
+    """Write the state beside `path` and move it there.
+
+    origin : what the windows are of, any text.
+    is_diverged : the loss was no number; `model` and `history` are those of the best epoch.
+    """
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for name, tensor in model.state_dict().items():
@@ -42,7 +50,8 @@ def save(
                 elif value is not None:
                     plain[part][f"{place}/{name}"] = value
     metadata = {"version": VERSION, "history": msgspec.json.encode(history).decode(),
-                "recipe": msgspec.json.encode(recipe).decode(), "plain": json.dumps(plain)}
+                "recipe": msgspec.json.encode(recipe).decode(), "plain": json.dumps(plain),
+                "origin": origin, "diverged": "yes" if is_diverged else "no"}
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
     save_file({name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}, fresh, metadata)
@@ -50,11 +59,12 @@ def save(
 
 
 def load(
-    path: Path, model: nn.Module, optimisers: Mapping[str, torch.optim.Optimizer], recipe: Recipe
+    path: Path, model: nn.Module, optimisers: Mapping[str, torch.optim.Optimizer], recipe: Recipe, *, origin: str = "",
 ) -> tuple[History, dict[str, Tensor]]:
     """Put weights and optimisers back; returns the history and the best weights.
 
-    Raises BadInput for a file that is damaged, of another version or of another recipe.
+    After a run that diverged, settings in AFTER_DIVERGING may be others; the history names what they were.
+    Raises BadInput for a file that is damaged, of another version, or made from other data or another recipe.
     """
     advice = f"{path}: leave --resume out to begin anew"
     try:
@@ -65,8 +75,15 @@ def load(
         raise BadInput(f"can't read the checkpoint ({error}); {advice}") from error
     if metadata.get("version") != VERSION:
         raise BadInput(f"checkpoint version {metadata.get('version')} is not {VERSION}; {advice}")
-    if msgspec.json.decode(metadata["recipe"], type=Recipe) != recipe:
-        raise BadInput(f"the checkpoint was made with another recipe; {advice}, or give the same settings")
+    if metadata["origin"] != origin:
+        raise BadInput(f"the checkpoint was made from other rows, or by another contract (--window and --memory are of "
+                       f"it); {advice}, or give the same ones")
+    is_diverged, before = metadata["diverged"] == "yes", msgspec.json.decode(metadata["recipe"], type=Recipe)
+    changed = {name: f"{name} was {getattr(before, name)}, is {getattr(recipe, name)}"
+               for name in Recipe.__struct_fields__ if getattr(before, name) != getattr(recipe, name)}
+    if refused := [told for name, told in changed.items() if not (is_diverged and name in AFTER_DIVERGING)]:
+        raise BadInput(f"the checkpoint was made with another recipe ({'; '.join(refused)}); {advice}, or give the "
+                       "same settings")
     weights = {name[4:]: tensor for name, tensor in tensors.items() if name.startswith("now/")}
     best = {name[5:]: tensor for name, tensor in tensors.items() if name.startswith("best/")}
     try:
@@ -86,4 +103,7 @@ def load(
             slots.setdefault(int(place), {})[slot] = value
         state["state"] = slots
         optimiser.load_state_dict(state)
-    return msgspec.json.decode(metadata["history"], type=History), best
+    history = msgspec.json.decode(metadata["history"], type=History)
+    if is_diverged:
+        history.restarts.append(f"after epoch {history.best}: {'; '.join(changed.values()) or 'the same settings'}")
+    return history, best

@@ -92,10 +92,15 @@ def train(
     accept_shift: Annotated[
         bool, typer.Option("--accept-shift", help="Export even where held-out rows lie over the threshold too often.")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after a kill, from OUT.checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after a kill, or a loss that is no number, from OUT.checkpoint.")
+    ] = False,
     from_topic: Annotated[str | None, typer.Option("--from-topic", help="Kafka topic instead of files.")] = None,
     since: Annotated[str | None, typer.Option("--since", help="First record: ISO 8601 or epoch ms.")] = None,
     stream: Annotated[str | None, typer.Option("--stream", help="Configured stream that reads it.")] = None,
+    is_masked: Annotated[
+        bool, typer.Option("--masks/--no-masks", help="Leave out a topic's rows in alerts and maintenance.")
+    ] = True,
     config: ConfigFile = None,
     is_quantised: Annotated[bool, typer.Option("--int8", help="8-bit weights where detection holds.")] = False,
     has_report: Annotated[bool, typer.Option("--report/--no-report", help="Pictures and model card.")] = True,
@@ -118,7 +123,8 @@ def train(
     calibration = {"nominal": nominal, "alerts_per_device_week": alerts_per_week, "refuse": not accept_shift}
     asked = _asked(contract_file, out, options, window=window, memory=memory, hop=hop, memory_mb=memory_mb, trim=trim,
                    accept=accept_shift)
-    with _told_memory(), _rows_of(sources, (from_topic, since, stream, config), options, asked, wishes) as ready:
+    topic = (from_topic, since, stream, config, is_masked) if from_topic is not None else None
+    with _told_memory(), _rows_of(sources, topic, options, asked, wishes) as ready:
         if wishes["model"] in WITHOUT_TORCH:
             bundle, history = _baseline(ready, wishes, out, calibration), None
         else:
@@ -348,17 +354,18 @@ def _asked(
 
 @contextmanager
 def _rows_of(
-    sources: list[str] | None, topic: tuple[str | None, str | None, str | None, Path | None] | None,
+    sources: list[str] | None, topic: tuple[str, str | None, str | None, Path | None, bool] | None,
     options: dict[str, Any], asked: "Asked", wishes: dict[str, Any],
 ) -> "Iterator[Source]":
-    """The rows to learn from. topic : its name, since when, the stream that reads it, the configuration."""
+    """The rows to learn from. topic : its name, since when, the stream that reads it, the configuration, and whether
+    rows of alerts and maintenance are masked."""
     from training import examples
     from training import sources as rooms
 
-    if topic is not None and topic[0] is not None:
+    if topic is not None:
         from training.from_topic import reach
 
-        with rooms.from_topic(reach(topic[0], *topic[1:], asked.contract), asked) as ready:
+        with rooms.from_topic(reach(*topic[:4], asked.contract, is_masked=topic[4]), asked) as ready:
             yield ready
         return
     if not sources:
@@ -405,14 +412,19 @@ def _torch(
     is_quantised: bool,
 ) -> "tuple[Bundle, History]":
     torch = _torch_module(threads)
+    from training.loop import TrainingDiverged
     from training.train import train_on_windows
 
     torch.set_num_threads(threads)
     state = out.with_name(f"{out.name}.checkpoint")
     with _Progress(recipe) as progress:
-        made = train_on_windows(
-            ready.prepared, ready.windows(recipe.validation), recipe, out, source=ready.source, progress=progress,
-            state=state, resume=resume, is_quantised=is_quantised, **calibration)
+        try:
+            made = train_on_windows(
+                ready.prepared, ready.windows(recipe.validation), recipe, out, source=ready.source, progress=progress,
+                state=state, resume=resume, is_quantised=is_quantised, **calibration)
+        except TrainingDiverged as error:
+            again = "go on from there with --resume" if state.exists() else "train again with"
+            raise TrainingDiverged(f"{error}; {again} --set rate={recipe.rate / 10:g}") from error
     state.unlink(missing_ok=True)
     return made.bundle, made.history
 

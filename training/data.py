@@ -7,6 +7,7 @@ that move weights and rows that choose the epoch to stop at, with a purge gap: n
 """
 
 import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from pipeline.errors import BadInput
 from pipeline.formats.files import Table
 from training.prepare import FIT, Prepared
 from training.windows import Windows
+
+Span = tuple[str, int, int]
+"""(device, first ms, last ms) of the rows' own time; both are inside."""
 
 BACKWARDS_SHARE = 0.01   # rows that may lie behind their device's newest before a file is refused
 LABEL_NAMES = re.compile(
@@ -94,6 +98,32 @@ def newer_than_all_before(device: np.ndarray, ts_ms: np.ndarray) -> np.ndarray:
     lifted = ts_ms - ts_ms.min() + np.cumsum(first) * (np.ptp(ts_ms) + 1)   # devices apart: one running maximum serves
     highest = np.maximum.accumulate(lifted)
     return first | np.concatenate([[True], lifted[1:] > highest[:-1]])
+
+
+def rows_inside(table: Table, spans: Iterable[Span]) -> np.ndarray:
+    """Rows inside any of the spans. table : each device's rows in time order; devices may alternate. (n,) bool."""
+    order = np.argsort(table.device, kind="stable")
+    edges = np.searchsorted(table.device[order], np.arange(len(table.devices) + 1)).tolist()
+    grouped, inside = np.zeros((2, len(order)), bool)
+    mark_inside(grouped, table.ts_ms[order], table.devices, edges[:-1], edges[1:], spans)
+    inside[order] = grouped
+    return inside
+
+
+def mark_inside(
+    rows: np.ndarray, ts_ms: np.ndarray, devices: Sequence[str], starts: Sequence[int], stops: Sequence[int],
+    spans: Iterable[Span],
+) -> None:
+    """Sets `rows` to 1 inside any of the spans.
+
+    rows, ts_ms : (n,), each device's rows together and in time order.   starts, stops : (D,) where they begin and end.
+    """
+    places = {device: place for place, device in enumerate(devices)}
+    for device, first, last in spans:
+        if device in places:
+            start, stop = starts[places[device]], stops[places[device]]
+            own = ts_ms[start:stop]
+            rows[start + np.searchsorted(own, first) : start + np.searchsorted(own, last, "right")] = 1
 
 
 def in_contract_order(table: Table, contract: Contract) -> np.ndarray:

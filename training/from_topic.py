@@ -1,26 +1,28 @@
 """`narrows train --from-topic`: rows between offsets that are fixed before the first record is read."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config, Stream, load_config
+from pipeline.config import Config, load_config
 from pipeline.core.contract import Contract
 from pipeline.errors import BadInput
 from pipeline.formats import Format
 from pipeline.formats.files import Table
 from pipeline.topics.client import Settings
 from pipeline.topics.reader import begin_offsets, end_offsets, offsets_at
-from training.topic import Ranges, main_lane, read_blocks, read_table
+from training.masks import Masks, read_masks
+from training.topic import Ranges, main_lane, matches_of, read_blocks, read_table
 
 
 @dataclass(frozen=True)
 class Reach:
     """Rows of a topic between offsets that were fixed when this was made.
 
-    contract : the given one, else that of the configured stream that reads this topic.   source : for the manifest.
+    contract : the given one, else that of the configured stream that reads this topic.   matches : whether a device
+    belongs to that stream; None where all do.   masks : rows of it that are not to be learned.
     """
 
     client: Settings
@@ -28,6 +30,8 @@ class Reach:
     ranges: Ranges
     contract: Contract
     format: Format
+    matches: Callable[[str], bool] | None
+    masks: Masks
 
     @property
     def records(self) -> int:
@@ -37,24 +41,31 @@ class Reach:
     @property
     def source(self) -> dict[str, Any]:
         """What the manifest says of it."""
-        return {"topic": self.topic, "ranges": {str(partition): list(span) for partition, span in self.ranges.items()}}
+        ranges = {str(partition): list(span) for partition, span in self.ranges.items()}
+        return {"topic": self.topic, "ranges": ranges, **self.masks.source}
 
     def table(self) -> Table:
         """All rows of the main lane. Raises BadInput when nothing lies in the range."""
-        return main_lane(read_table(self.client, self.topic, self.ranges, self.contract, self.format))
+        return main_lane(
+            read_table(self.client, self.topic, self.ranges, self.contract, self.format, matches=self.matches))
 
     def blocks(self) -> Iterator[Table]:
         """All rows, late ones too, a batch of records at a time."""
-        return read_blocks(self.client, self.topic, self.ranges, self.contract, self.format)
+        return read_blocks(self.client, self.topic, self.ranges, self.contract, self.format, matches=self.matches)
 
 
-def reach(topic: str, since: str | None, stream: str | None, config: Path | None, contract: Contract | None) -> Reach:
+def reach(
+    topic: str, since: str | None, stream: str | None, config: Path | None, contract: Contract | None, *,
+    is_masked: bool = True,
+) -> Reach:
     """All rows of a topic from a time on, decoded as the worker decodes them.
 
+    is_masked : rows in alerted episodes and in maintenance are to be left out, as the retraining job does.
     Raises BadInput when no contract can be had; Unreachable without a broker.
     """
     settings = load_config(config)
-    read_by = _stream(settings, topic, stream)
+    name = _stream(settings, topic, stream)
+    read_by = settings.streams.get(name)
     if contract is None and read_by is None:
         raise BadInput(f"no configured stream reads topic {topic}: name one with --stream, or give --contract")
     contract = contract or (read_by.contract if read_by else None)
@@ -63,15 +74,21 @@ def reach(topic: str, since: str | None, stream: str | None, config: Path | None
     last = end_offsets(client, topic)
     first = begin_offsets(client, topic) if since is None else offsets_at(client, topic, _epoch_ms(since))
     ranges = {partition: (min(first[partition], end), end) for partition, end in last.items()}
-    return Reach(client, topic, ranges, contract, read_by.format if read_by else Format())
+    if read_by is None:
+        masks = Masks(missing=(f"no configured stream reads topic {topic}, so no row is known to be masked: name one "
+                               "with --stream",) if is_masked else ())
+        return Reach(client, topic, ranges, contract, Format(), None, masks)
+    return Reach(client, topic, ranges, contract, read_by.format, matches_of(read_by),
+                 read_masks(settings.kafka, name) if is_masked else Masks())
 
 
-def _stream(settings: Config, topic: str, name: str | None) -> Stream | None:
+def _stream(settings: Config, topic: str, name: str | None) -> str:
+    """The stream's name, "" where none reads the topic."""
     if name is not None:
         if name not in settings.streams:
             raise BadInput(f"--stream {name}: the configuration has {', '.join(settings.streams) or 'no stream'}")
-        return settings.streams[name]
-    return next((stream for stream in settings.streams.values() if stream.topic == topic), None)
+        return name
+    return next((name for name, stream in settings.streams.items() if stream.topic == topic), "")
 
 
 def _epoch_ms(text: str) -> int:

@@ -16,7 +16,10 @@ class Epoch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class History(msgspec.Struct, forbid_unknown_fields=True):
-    """Lines so far; `best` is the epoch whose weights count, 0 the start; `stopped` says why the run ended."""
+    """Lines so far; `best` is the epoch whose weights count, 0 the start; `stopped` says why the run ended.
+
+    restarts : where the run went on after its loss was no number, and with which settings, a line each.
+    """
 
     epochs: list[Epoch] = []
     best: int = 0
@@ -24,8 +27,14 @@ class History(msgspec.Struct, forbid_unknown_fields=True):
     first_loss: float = math.inf
     windows: int = 0
     stopped: str = ""
+    restarts: list[str] = []
 
     @property
     def windows_per_s(self) -> float:
         """Training windows a second, held-out passes included."""
         return self.windows / max(1e-9, sum(epoch.seconds for epoch in self.epochs))
+
+    def of_best(self) -> "History":
+        """The history as it stood after the best epoch, from which a run that diverged goes on."""
+        windows = self.windows * self.best // max(1, len(self.epochs))           # epochs see about as many each
+        return msgspec.structs.replace(self, epochs=self.epochs[: self.best], windows=windows, stopped="")

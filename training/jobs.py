@@ -6,7 +6,6 @@ Rows are laid on disk as they are read; what learns and judges holds as many in 
 `pipeline.retraining.run`'s.
 """
 
-import contextlib
 import logging
 import time
 from collections.abc import Iterator
@@ -17,22 +16,20 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Config, Stream
-from pipeline.core.maintenance import Plans
 from pipeline.errors import BadInput
 from pipeline.formats.files import Table
 from pipeline.registry.bundle import Bundle, load_bundle
 from pipeline.retraining.request import RetrainRequest
 from pipeline.retraining.run import Challenger, Report, Train
-from pipeline.topics.maintenance import read_plans
-from pipeline.topics.reader import begin_offsets, end_offsets, newest_by_key
 from training.calibrate import calibrate
 from training.duel import cut, measure
 from training.history import Epoch, History
 from training.make_baseline import fit_without_torch, write_calibrated
+from training.masks import read_masks
 from training.recipe import FAMILIES, WITHOUT_TORCH, parse_recipe
 from training.sources import rows_that_fit
 from training.spool import Spool, spool
-from training.topic import Ranges, called_false, episodes, read_blocks
+from training.topic import matches_of, read_blocks
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +84,7 @@ def _blocks(config: Config, stream: Stream, request: RetrainRequest, report: Rep
     """The stream's rows in the ranges of the request, a batch of records at a time."""
     return read_blocks(
         config.kafka.client_settings(), request.topic, request.ranges, stream.contract, stream.format,
-        matches=_matches(stream), progress=lambda share: report("reading the topic", share))
+        matches=matches_of(stream), progress=lambda share: report("reading the topic", share))
 
 
 def _masks(
@@ -95,46 +92,15 @@ def _masks(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Which rows were alerted or in maintenance, which were alerted falsely ((n,) uint8 on disk), and what the manifest
     says of it all."""
-    settings = config.kafka.client_settings()
-    alerts = config.kafka.topic("anomalies")
-    ranges: Ranges = {}
-    try:
-        first, last = begin_offsets(settings, alerts), end_offsets(settings, alerts)
-        ranges = {partition: (first[partition], last[partition]) for partition in last}
-        spans = episodes(settings, alerts, ranges, request.stream)
-    except BadInput as error:                            # a stream that writes no anomalies has nothing to mask
-        log.warning("stream %s: no rows are masked: %s", request.stream, error)
-        spans = {}
-    false = called_false(_marks(config))
-    plans = Plans()
-    with contextlib.suppress(BadInput):                  # no such topic: nobody has declared anything
-        read_plans(settings, config.kafka.topic("maintenance"), plans)
-    plan = plans.wanted()
-    masked = laid.inside([*spans.values(), *plan.of(request.stream).spans(laid.devices)], "masked")
-    pardoned = laid.inside([span for name, span in spans.items() if name in false], "pardoned")
+    known = read_masks(config.kafka, request.stream)
+    for sentence in known.missing:
+        log.warning("stream %s: %s", request.stream, sentence)
     source = {
         "topic": request.topic, "ranges": {str(partition): list(span) for partition, span in request.ranges.items()},
-        "anomalies": {str(partition): list(span) for partition, span in ranges.items()}, "job": request.job_id,
-        "maintenance": plan.end,
-        "reason": request.reason,
+        "job": request.job_id, "reason": request.reason, **known.source,
     }
-    return masked, pardoned, source
-
-
-def _marks(config: Config) -> dict[bytes, bytes]:
-    try:
-        return newest_by_key(config.kafka.client_settings(), config.kafka.topic("feedback"))
-    except BadInput:                                     # no such topic: nobody has said anything
-        return {}
-
-
-def _matches(stream: Stream) -> Any:
-    match = stream.match
-    if match.device_prefix is None and not match.devices:
-        return None
-    return lambda name: name in match.devices or (
-        match.device_prefix is not None and name.startswith(match.device_prefix)
-    )
+    masked = laid.inside(known.masked(laid.devices), "masked")
+    return masked, laid.inside(known.pardoned(), "pardoned"), source
 
 
 def _fit(

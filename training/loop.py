@@ -45,12 +45,15 @@ def fit(
     state: Path | None = None,
     resume: bool = False,
     max_steps: int | None = None,
+    origin: str = "",
 ) -> History:
     """Train `model` in place and leave the best weights in it, in evaluation mode, on the CPU.
 
     state     : a file that is replaced atomically after each epoch; with `resume` the run goes on from it.
     max_steps : stop after that many mini-batches in all (the incremental step).
-    Raises TrainingDiverged, and BadInput when memory runs out or a checkpoint belongs to another recipe.
+    origin    : what the windows are of, any text; a checkpoint of other ones is refused.
+    Raises TrainingDiverged, with the best epoch in `state` if there was one, to go on from with another rate; and
+    BadInput when memory runs out or a checkpoint belongs to another recipe.
     """
     with told_memory(recipe):
         device = pick_device(recipe)
@@ -60,7 +63,7 @@ def fit(
         best = copy.deepcopy(model.state_dict())
         try:
             if resume and state is not None and state.exists():
-                history, best = checkpoint.load(state, model, runner.optimisers, recipe)
+                history, best = checkpoint.load(state, model, runner.optimisers, recipe, origin=origin)
                 for line in history.epochs:
                     runner.see(line.held_out)
             else:
@@ -86,11 +89,16 @@ def fit(
                 runner.see(missed)
                 history.stopped = _reason_to_stop(history, recipe, runner.steps, max_steps)
                 if state is not None:
-                    checkpoint.save(state, model, runner.optimisers, best, history, recipe)
+                    checkpoint.save(state, model, runner.optimisers, best, history, recipe, origin=origin)
                 if progress is not None:
                     progress(line, history)
         except TrainingDiverged as error:
-            where = f" in {state}" if state is not None and state.exists() else ""
+            where = ""
+            if state is not None and state.exists():
+                model.load_state_dict(best)
+                # Without the optimisers' state: it led to no number.
+                checkpoint.save(state, model, {}, best, history.of_best(), recipe, origin=origin, is_diverged=True)
+                where = f" in {state}"
             kept = f"the best weights so far, of epoch {history.best}, are kept{where}"
             raise TrainingDiverged(f"{error}; {kept}") from error
         finally:

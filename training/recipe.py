@@ -13,6 +13,8 @@ Family = Literal["dense", "conv", "vae", "recurrent", "recursive", "adversarial"
 FAMILIES: tuple[str, ...] = ("dense", "conv", "vae", "recurrent", "recursive", "adversarial")
 WIDTHS = {"dense": (64,), "conv": (32, 16), "vae": (64,), "recurrent": (32,), "recursive": (64,), "adversarial": (64,)}
 BASELINES: tuple[str, ...] = ("raw", "pca", "var")
+AFTER_DIVERGING: tuple[str, ...] = ("rate", "schedule", "warmup_steps", "clip")
+"""Settings of the descent that may be others when a run goes on after its loss was no number."""
 WITHOUT_TORCH: tuple[str, ...] = (*BASELINES, "linear")   # linear: the light ensemble of `training.ensemble`
 
 

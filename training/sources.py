@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.formats.files import FileOptions, Table, count_rows
 from training import contamination, data, examples
 from training.evaluate import any_label
 from training.from_topic import Reach
+from training.masks import Masks
 from training.prepare import Prepared, prepare
 from training.spool import Spool, free_memory_mb, most_rows, spool
 from training.windows import Windows
@@ -87,14 +88,17 @@ def from_files(paths: list[Path], options: FileOptions, asked: Asked) -> Iterato
 
 @contextmanager
 def from_topic(reach: Reach, asked: Asked) -> Iterator[Source]:
-    """Rows of a topic."""
+    """Rows of a topic, by the contract of the stream that reads it where none was given."""
+    asked = replace(asked, contract=reach.contract)
+    for sentence in reach.masks.missing:
+        _say(sentence)
     most = asked.most_rows(len(reach.contract.channels))
     if reach.records <= most:
-        yield in_memory(reach.table(), asked, reach.source)
+        yield in_memory(reach.table(), asked, reach.source, reach.masks)
         return
     _say(f"{reach.records:,} records don't fit (--memory-mb): their rows are laid on disk, {asked.folder}")
     with spool(reach.blocks(), asked.folder) as laid:
-        yield on_disk(laid, asked, reach.source, most)
+        yield on_disk(laid, asked, reach.source, most, reach.masks)
 
 
 def from_example(name: str) -> tuple[Source, dict[str, Any]]:
@@ -104,8 +108,8 @@ def from_example(name: str) -> tuple[Source, dict[str, Any]]:
     return Source(made.table, prepared, (), {"example": name}), made.recipe
 
 
-def in_memory(table: Table, asked: Asked, source: dict[str, Any]) -> Source:
-    """A table's rows, contaminated ones refused or left out."""
+def in_memory(table: Table, asked: Asked, source: dict[str, Any], masks: Masks = Masks()) -> Source:
+    """A table's rows, contaminated ones refused or left out. masks : rows to leave out besides."""
     data.check_order(table)
     contract = asked.contract or data.derive_contract(table, **asked.sizes)
     if asked.contract is None:
@@ -114,16 +118,21 @@ def in_memory(table: Table, asked: Asked, source: dict[str, Any]) -> Source:
     _tell_labelled(int(masked.sum()))
     if not (asked.labels or asked.accept):
         contamination.check_labels(contamination.labelled_shares(table))
+    pardoned = data.rows_inside(table, masks.pardoned())
+    known = data.rows_inside(table, masks.masked(table.devices))
+    _tell_masked(masks, int(known.sum()), int(pardoned.sum()))
+    masked |= known
     values = data.in_contract_order(table, contract)
     odd = contamination.find(contract, table.devices, table.device, values, masked)
     if _is_trimmed(odd, asked, source):
         masked |= odd.rows
-    prepared = prepare(contract, table.devices, table.device, table.ts_ms, values, mask=masked)
+    prepared = prepare(
+        contract, table.devices, table.device, table.ts_ms, values, mask=masked, pardoned=pardoned)
     return Source(table, prepared, asked.labels, source)
 
 
-def on_disk(laid: Spool, asked: Asked, source: dict[str, Any], most: int) -> Source:
-    """The rows of a spool, a sample of them in memory. most : rows of the sample, about."""
+def on_disk(laid: Spool, asked: Asked, source: dict[str, Any], most: int, masks: Masks = Masks()) -> Source:
+    """The rows of a spool, a sample of them in memory. most : rows of the sample, about.   masks : as `in_memory`."""
     laid.check_order()
     if not (asked.labels or asked.accept):
         contamination.check_labels(laid.marked)
@@ -135,21 +144,31 @@ def on_disk(laid: Spool, asked: Asked, source: dict[str, Any], most: int) -> Sou
             channel.name for channel, low, high in zip(contract.channels, laid.low, laid.high, strict=True)
             if low == high and channel.role == "sensor"
         ])
-    odd, rows = laid.find_odd(contract, most)
-    laid.cut(contract, (rows,) if _is_trimmed(odd, asked, source) else ())
-    masked = laid.count_masked()
-    _tell_labelled(masked)
-    table, prepared = laid.prepare(contract, most)
+    _tell_labelled(laid.count(laid.label))
+    known, pardoned = laid.inside(masks.masked(laid.devices), "masked"), laid.inside(masks.pardoned(), "pardoned")
+    _tell_masked(masks, laid.count(known), laid.count(pardoned))
+    odd, rows = laid.find_odd(contract, most, (known,))
+    laid.cut(contract, (known, rows) if _is_trimmed(odd, asked, source) else (known,))
+    table, prepared = laid.prepare(contract, most, pardoned)
     _say(f"{len(laid):,} rows of {len(laid.devices)} devices lie on disk; constants, baselines and report come from "
          f"{len(table):,} of them")
-    source |= {"rows": len(laid), "devices": len(laid.devices), "masked_rows": masked, "sampled_rows": len(table),
-               "first_ts_ms": laid.first_ms, "last_ts_ms": laid.last_ms}
+    source |= {"rows": len(laid), "devices": len(laid.devices), "masked_rows": laid.count_masked(),
+               "pardoned_rows": laid.count(pardoned), "sampled_rows": len(table), "first_ts_ms": laid.first_ms,
+               "last_ts_ms": laid.last_ms}
     return Source(table, prepared, ("label",) if asked.labels else (), source, laid)
 
 
 def _tell_labelled(rows: int) -> None:
     if rows:
         _say(f"{rows:,} rows marked anomalous are left out of training and calibration")
+
+
+def _tell_masked(masks: Masks, rows: int, pardoned: int) -> None:
+    if not masks.stream:
+        return
+    false = f", {pardoned:,} of them in episodes that were called false" if pardoned else ""
+    _say(f"{rows:,} rows in alerted episodes or maintenance of stream {masks.stream} are left out of training and "
+         f"calibration{false}")
 
 
 def _is_trimmed(odd: contamination.Oddness, asked: Asked, source: dict[str, Any]) -> bool:

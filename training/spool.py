@@ -118,8 +118,8 @@ class Spool:
         return sum(int((part[low:high] < 0).sum()) for span in self._spans() for low, high in _chunks(*span))
 
     def count(self, mask: np.ndarray) -> int:
-        """Rows that a mask on disk marks."""
-        return sum(int((mask[low:high] > 0).sum()) for span in self._spans() for low, high in _chunks(*span))
+        """Rows that a mask on disk, or `label`, marks as those that `cut` leaves out."""
+        return sum(int((mask[low:high] == ANOMALOUS).sum()) for span in self._spans() for low, high in _chunks(*span))
 
     def labels(self) -> np.ndarray:
         """(n,) float32 in memory: 1 anomalous, 0 normal, NaN unknown."""
@@ -138,16 +138,10 @@ class Spool:
         """The same rows up to an earlier one of each device. stops : (D,), each at or behind its start."""
         return replace(self, stops=stops)
 
-    def inside(self, spans: Iterable[tuple[str, int, int]], name: str) -> np.ndarray:
-        """Rows inside any of the spans (device, first ms, last ms). (n,) uint8 on disk, 1 inside. name : of its file.
-        """
+    def inside(self, spans: Iterable[data.Span], name: str) -> np.ndarray:
+        """Rows inside any of the spans. (n,) uint8 on disk, 1 inside. name : of its file."""
         rows = _create(self.folder / f"{name}.bin", (len(self.ts_ms),), np.uint8)
-        places = {device: place for place, device in enumerate(self.devices)}
-        for device, first, last in spans:
-            if device in places:
-                start, stop = int(self.starts[places[device]]), int(self.stops[places[device]])
-                ts_ms = self.ts_ms[start:stop]
-                rows[start + np.searchsorted(ts_ms, first) : start + np.searchsorted(ts_ms, last, "right")] = 1
+        data.mark_inside(rows, self.ts_ms, self.devices, self.starts.tolist(), self.stops.tolist(), spans)
         return rows
 
     def __enter__(self) -> "Spool":
@@ -167,14 +161,17 @@ class Spool:
         """The first rows, in a row."""
         return self.take(np.arange(min(most, len(self.ts_ms))))
 
-    def find_odd(self, contract: Contract, most: int) -> tuple[Oddness, np.ndarray]:
+    def find_odd(
+        self, contract: Contract, most: int, masks: Iterable[np.ndarray] = ()
+    ) -> tuple[Oddness, np.ndarray]:
         """Stretches unlike the rest of their device, as `contamination.find`, in every n-th row.
 
+        masks : (n,) rows that are left out anyway, 1.
         Returns what was found in those rows, and a mask of all rows, (n,) bool on disk.
         """
         table = self.thinned(most)
         odd = find_odd(contract, table.devices, table.device, data.in_contract_order(table, contract),
-                       self._thin(self.label, most) == ANOMALOUS)
+                       np.logical_or.reduce([self._thin(one, most) == ANOMALOUS for one in (self.label, *masks)]))
         rows = _create(self.folder / "odd.bin", (len(self.ts_ms),), np.uint8)
         at = 0
         for device, (start, stop) in enumerate(self._spans()):

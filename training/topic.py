@@ -7,16 +7,15 @@ keeps the records.
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
-import msgspec
 import numpy as np
 
+from pipeline.config import Stream
 from pipeline.core.contract import Contract
 from pipeline.core.join import Joined, Joiner
 from pipeline.core.rows import Clock
 from pipeline.errors import BadInput
 from pipeline.formats import Decoder, Format, LongReadings, Readings, make_decoder
 from pipeline.formats.files import Table
-from pipeline.topics import Feedback
 from pipeline.topics.client import Settings
 from pipeline.topics.reader import Record, read_range
 
@@ -24,18 +23,6 @@ BATCH = 10_000   # records decoded at once
 
 Ranges = Mapping[int, tuple[int, int]]
 """Partition -> (first offset, offset after the last)."""
-
-
-class _Alert(msgspec.Struct, frozen=True, gc=False):
-    """What a mask needs of an event in the anomalies topic; the rest of the message is stepped over."""
-
-    stream: str
-    device: str
-    episode_id: str
-    state: str
-    window_start: int
-    window_end: int
-    kind: str = ""
 
 
 def read_table(
@@ -109,6 +96,16 @@ def _rows(
     return joined, int(clock.stream_time[-1])
 
 
+def matches_of(stream: Stream) -> Callable[[str], bool] | None:
+    """Whether a device belongs to the stream; None where all do."""
+    match = stream.match
+    if match.device_prefix is None and not match.devices:
+        return None
+    return lambda name: name in match.devices or (
+        match.device_prefix is not None and name.startswith(match.device_prefix)
+    )
+
+
 def main_lane(table: Table) -> Table:
     """The table without rows that are not newer than their device's newest: the stream scores those in a lane apart."""
     order = np.argsort(table.device, kind="stable")
@@ -117,39 +114,3 @@ def main_lane(table: Table) -> Table:
         newest = np.maximum.accumulate(table.ts_ms[rows])
         keep[rows] = np.concatenate([np.ones(min(1, len(rows)), bool), table.ts_ms[rows][1:] > newest[:-1]])
     return table.take(keep)
-
-
-def episodes(settings: Settings, topic: str, ranges: Ranges, stream: str) -> dict[str, tuple[str, int, int]]:
-    """Alerted episodes of a stream: episode id -> (device, first ms, last ms). Those of silence have no rows.
-
-    topic, ranges : of the anomalies. An episode that never closed has no last ms but the greatest there is.
-    """
-    read = msgspec.json.Decoder(_Alert).decode
-    spans: dict[str, tuple[str, int, int]] = {}
-    silent: set[str] = set()
-    for partition, (start, end) in sorted(ranges.items()):
-        for record in read_range(settings, topic, partition, start, end):
-            try:
-                alert = read(record.value or b"")
-            except msgspec.DecodeError:
-                continue
-            if alert.kind == "silence" and alert.state == "opened":
-                silent.add(alert.episode_id)
-            elif alert.stream == stream and alert.episode_id not in silent:
-                until = alert.window_end if alert.state == "closed" else np.iinfo(np.int64).max
-                spans[alert.episode_id] = (alert.device, alert.window_start, until)
-    return spans
-
-
-def called_false(marks: Mapping[bytes, bytes]) -> set[str]:
-    """Episodes that people called false. marks : newest record of each key of the feedback topic."""
-    read = msgspec.json.Decoder(Feedback).decode
-    found = set()
-    for value in marks.values():
-        try:
-            mark = read(value)
-        except msgspec.DecodeError:
-            continue
-        if not mark.is_true:
-            found.add(mark.episode_id)
-    return found

@@ -87,7 +87,10 @@ def train_on_windows(
         begin(model, learn, recipe)
     else:
         put_weights(model, parent)
-    history = loop.fit(model, learn, held_out, recipe, progress=progress, state=state, resume=resume)
+    first_ms = (source or {}).get("first_ts_ms", int(prepared.ts_ms.min()))       # of all rows, if these are a sample
+    origin = f"{prepared.contract.hash} {first_ms}"
+    history = loop.fit(
+        model, learn, held_out, recipe, progress=progress, state=state, resume=resume, origin=origin)
     return finish(model, prepared, recipe, history, out, source=source, parent=parent, is_quantised=is_quantised,
                   **calibration)
 
@@ -171,7 +174,8 @@ def finish(
         data=dict(source or {}), quality=quality, weights=save_weights(weights), recipe=msgspec.to_builtins(recipe),
         parent="" if parent is None else parent.digest, created_ms=int(time.time() * 1000),
         training={"epochs": len(history.epochs), "best": history.best, "first_loss": history.first_loss,
-                  "best_loss": history.best_loss, "stopped": history.stopped, **facts},
+                  "best_loss": history.best_loss, "stopped": history.stopped,
+                  **({"restarts": "; ".join(history.restarts)} if history.restarts else {}), **facts},
         )
     return Trained(bundle, model, prepared, recipe, history, quality, worst)
 

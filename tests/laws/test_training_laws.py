@@ -10,6 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from safetensors import safe_open  # noqa: E402
+
 from pipeline.errors import BadInput  # noqa: E402
 from training import loop  # noqa: E402
 from training.history import Epoch, History  # noqa: E402
@@ -131,6 +133,95 @@ def test_a_checkpoint_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Pa
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(BadInput, match="can't read the checkpoint"):
         loop.fit(fresh(recipe), train, held_out, recipe, state=state, resume=True)
+
+
+RISING = Recipe(model="dense", optimiser="sgd", rate=100.0, warmup_steps=2000, schedule="constant", clip=0.0,
+                epochs=40, patience=40, linear_path=False)   # good for some epochs, and then far too fast
+
+
+def kept_weights(state: Path) -> dict[str, np.ndarray]:
+    """The weights that a run goes on from."""
+    with safe_open(state, framework="np") as file:
+        names = [name for name in file.keys() if name.startswith("now/")]  # noqa: SIM118 (no mapping)
+        return {name.removeprefix("now/"): file.get_tensor(name) for name in names}
+
+
+def diverged(state: Path) -> tuple[History, dict[str, np.ndarray]]:
+    """A run that diverged, with its checkpoint in `state`: its epochs, and the best weights."""
+    train, held_out = parts()
+    model, seen = fresh(RISING), History()
+
+    def keep(_: Epoch, history: History) -> None:
+        seen.epochs, seen.best, seen.best_loss = list(history.epochs), history.best, history.best_loss
+
+    with pytest.raises(loop.TrainingDiverged, match=rf"best weights so far, of epoch \d+, are kept in {state}"):
+        loop.fit(model, train, held_out, RISING, progress=keep, state=state, origin="rows")
+    assert 1 <= seen.best < len(seen.epochs)
+    return seen, weights(model)
+
+
+def test_a_run_that_diverged_goes_on_from_its_best_epoch_with_another_descent(tmp_path: Path) -> None:
+    state = tmp_path / "run.checkpoint"
+    before, best = diverged(state)
+    train, held_out = parts()
+    slower = msgspec.structs.replace(RISING, rate=0.02, warmup_steps=0, schedule="cosine", clip=1.0,
+                                     epochs=before.best + 4)
+    with pytest.raises(BadInput, match=r"another recipe \(epochs was 40, is \d+\)"):
+        loop.fit(fresh(slower), train, held_out, slower, state=state, resume=True, origin="rows")
+    slower = msgspec.structs.replace(slower, epochs=RISING.epochs)
+    kept = kept_weights(state)
+    for name, array in best.items():
+        np.testing.assert_array_equal(kept[name], array, err_msg=name)
+    history = loop.fit(fresh(slower), train, held_out, slower, state=state, resume=True, origin="rows")
+    assert history.epochs[: before.best] == before.epochs[: before.best]
+    assert [epoch.number for epoch in history.epochs] == list(range(1, RISING.epochs + 1))
+    assert history.best_loss < before.best_loss
+    assert history.restarts == [
+        f"after epoch {before.best}: rate was 100.0, is 0.02; schedule was constant, is cosine; "
+        "warmup_steps was 2000, is 0; clip was 0.0, is 1.0"]
+
+
+def test_a_killed_run_that_had_diverged_before_is_as_any_other(tmp_path: Path) -> None:
+    train, held_out = parts()
+    slower = msgspec.structs.replace(RISING, rate=0.02, warmup_steps=0)
+    made = []
+    for kills in (0, 1):
+        state = tmp_path / f"{kills}.checkpoint"
+        diverged(state)
+
+        def kill(epoch: Epoch, _: History) -> None:
+            raise Killed
+
+        if kills:
+            with pytest.raises(Killed):
+                loop.fit(fresh(slower), train, held_out, slower, state=state, resume=True, origin="rows", progress=kill)
+            other = msgspec.structs.replace(slower, rate=0.01)
+            with pytest.raises(BadInput, match="another recipe"):    # it goes well: nothing may change any more
+                loop.fit(fresh(other), train, held_out, other, state=state, resume=True, origin="rows")
+        model = fresh(slower)
+        loop.fit(model, train, held_out, slower, state=state, resume=True, origin="rows")
+        made.append(weights(model))
+    for name in made[0]:
+        np.testing.assert_array_equal(made[0][name], made[1][name], err_msg=name)
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"model": "conv"}, "model was dense, is conv"), ({"latent": 5}, "latent was 0, is 5"),
+    ({"hidden": (8,)}, "hidden was"), ({"loss": "huber"}, "loss was mse"), ({"seed": 1}, "seed was 0"),
+    ({"origin": "others"}, "other rows"),
+], ids=lambda one: next(iter(one)) if isinstance(one, dict) else "")
+def test_what_changes_the_meaning_of_the_weights_is_refused_after_a_divergence_too(
+    changes: dict, message: str, tmp_path: Path
+) -> None:
+    state = tmp_path / "run.checkpoint"
+    diverged(state)
+    train, held_out = parts()
+    origin = changes.pop("origin", "rows")
+    other = msgspec.structs.replace(RISING, rate=0.02, **changes)
+    with pytest.raises(BadInput, match=message) as refused:
+        loop.fit(fresh(other), train, held_out, other, state=state, resume=True, origin=origin)
+    assert "rate was" not in str(refused.value)
+    assert "leave --resume out" in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "step", "exponential", "plateau"])

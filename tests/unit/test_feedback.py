@@ -15,9 +15,9 @@ from pipeline.registry.bundle import Bundle
 from pipeline.topics import TOPICS, Feedback
 from training.jobs import _fit
 from training.make_baseline import make_baseline_bundle
+from training.masks import called_false
 from training.prepare import prepare
 from training.spool import spool
-from training.topic import called_false
 
 
 def record(episode: str, is_true: bool) -> tuple[bytes, bytes]:

@@ -6,14 +6,16 @@ import msgspec
 import numpy as np
 import pytest
 
+import training.masks
 import training.topic
 from pipeline.core.contract import Channel, Contract
 from pipeline.errors import BadInput
 from pipeline.formats import Format
 from pipeline.topics.reader import Record
 from training.duel import FAULT_ROWS, cut, plant
+from training.masks import episodes
 from training.spool import Spool, spool
-from training.topic import episodes, main_lane, read_blocks, read_table
+from training.topic import main_lane, read_blocks, read_table
 
 CONTRACT = Contract(channels=(Channel(name="a"), Channel(name="b")), window=4, memory=8)
 STEPS = 40
@@ -27,7 +29,8 @@ def log(monkeypatch) -> dict[int, list[Record]]:
     def read_range(settings, topic, partition, start, end):
         return (record for record in records[partition] if start <= record.offset < end)
 
-    monkeypatch.setattr(training.topic, "read_range", read_range)
+    for module in (training.topic, training.masks):
+        monkeypatch.setattr(module, "read_range", read_range)
     return records
 
 

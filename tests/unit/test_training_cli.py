@@ -167,6 +167,38 @@ def test_rows_that_teach_nothing_are_refused_with_what_to_do(
     assert not (tmp_path / "bundle").exists()
 
 
+TOO_FAST = ("--window", 16, "--set", "optimiser=sgd", "--set", "clip=0", "--set", "schedule=constant",
+            "--set", "linear_path=false", "--epochs", 40, "--set", "patience=40", "--no-report", "--accept-shift")
+
+
+def test_a_loss_that_is_no_number_names_the_command_that_goes_on(tmp_path: Path) -> None:
+    rows = write(tmp_path / "pump.csv", 600)
+    command = ("train", rows, "--out", tmp_path / "bundle", *TOO_FAST, "--set", "warmup_steps=2000")
+    with pytest.raises(BadInput, match=r"batch \d+ of epoch|after epoch") as stopped:
+        call(*command, "--set", "rate=100")
+    assert stopped.value.exit_code == 3
+    assert "of epoch" in str(stopped.value)
+    assert (tmp_path / "bundle.checkpoint").exists()
+    _, _, fix = str(stopped.value).partition("go on from there with ")
+    assert fix.split() == ["--resume", "--set", "rate=10"]
+    with pytest.raises(BadInput, match=r"another contract \(--window"):
+        call(*command, *fix.split(), "--window", 8)
+    other = write(tmp_path / "other.csv", 600, ts=1_800_000_000 + np.arange(600))
+    with pytest.raises(BadInput, match="made from other rows"):
+        call("train", other, *command[2:], *fix.split())
+    call(*command, *fix.split())
+    training = load_bundle(tmp_path / "bundle").manifest.training
+    assert training["restarts"].endswith("rate was 100.0, is 10.0")
+    assert training["epochs"] == 40
+
+
+def test_a_loss_that_is_no_number_from_the_start_is_to_be_trained_again(tmp_path: Path) -> None:
+    rows = write(tmp_path / "pump.csv", 600)
+    with pytest.raises(BadInput, match=r"train again with --set rate=9$"):
+        call("train", rows, "--out", tmp_path / "bundle", *TOO_FAST, "--set", "rate=90")
+    assert not (tmp_path / "bundle.checkpoint").exists()
+
+
 def test_a_channel_that_never_moves_is_told_and_kept(tmp_path: Path) -> None:
     done = call("train", write(tmp_path / "pump.csv", b=np.ones(300)), "--out", tmp_path / "bundle", "--model", "var",
                 "--no-report")
