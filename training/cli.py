@@ -365,6 +365,9 @@ def _rows_of(
     if topic is not None:
         from training.from_topic import reach
 
+        if asked.labels:
+            raise BadInput("--label-column names a column of files, and a topic's rows have none: leave it out; rows "
+                           "of alerts and of maintenance are masked")
         with rooms.from_topic(reach(*topic[:4], asked.contract, is_masked=topic[4]), asked) as ready:
             yield ready
         return

@@ -267,7 +267,10 @@ def card(
             "rows": data_facts.get("rows"), "devices": data_facts.get("devices"),
             "first": _time(data_facts.get("first_ts_ms")), "last": _time(data_facts.get("last_ts_ms")),
             "rows masked": data_facts.get("masked_rows"),
-            "files": ", ".join(data_facts.get("files", [])[:5]) or None, "offsets": data_facts.get("offsets"),
+            "files": ", ".join(data_facts.get("files", [])[:5]) or None, "topic": data_facts.get("topic"),
+            "offsets": ", ".join(
+                f"[{partition}] {first}:{end}" for partition, (first, end) in data_facts.get("ranges", {}).items()
+            ) or None,
             "channels that drift, left out of the score": data_facts.get("drifted") or None,
             "scored channels": ", ".join(manifest.sensors),
             "inputs only": ", ".join(sorted(set(manifest.inputs) - set(manifest.sensors))) or None,

@@ -145,7 +145,9 @@ def test_rows_of_alerts_and_of_maintenance_are_left_out_told_and_written_down(
         facts = load_bundle(bundle).manifest.data
         assert (facts["masked_rows"], facts["pardoned_rows"], facts["maintenance"]) == (50 + 10 + 30, 10, 1)
         assert sum(end - begin for begin, end in facts["anomalies"].values()) == 4
-        assert "rows masked: 90" in (bundle / "card.md").read_text()
+        card = (bundle / "card.md").read_text()
+        assert "rows masked: 90" in card
+        assert f"topic: {published[1]}\n- offsets: [0] 0:" in card
 
     told = run(tmp_path, published, "--no-masks", **how).stderr
     assert "in alerted episodes" not in told

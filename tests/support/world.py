@@ -410,9 +410,10 @@ def small_world(
     lossless = tuple(msgspec.structs.replace(channel, bound=0.0) for channel in contract.channels)
     contract = msgspec.structs.replace(contract, channels=lossless)
     bundles = [write_small_bundle(folder / f"b{number}", contract, number, 0.7) for number in range(3)]
+    most = max(60, partitions * records // 80)
     world = World(
         folder, bootstrap, contract, bundles, partitions, slow_ms=slow_ms, replicas=replicas,
-        worker={"max_poll_records": max(60, partitions * records // 80), "commit_interval_s": 0.4, "session_timeout_s": 6.0, **worker},
+        worker={"max_poll_records": most, "commit_interval_s": 0.4, "session_timeout_s": 6.0, **worker},
     )
     world.produce([make_log(seed + number, records) for number in range(partitions)])
     return world

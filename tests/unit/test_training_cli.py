@@ -130,6 +130,11 @@ def test_what_can_not_be_done_is_said_with_what_to_do(folder: Path, options: tup
     assert not (folder / "other").exists()
 
 
+def test_a_label_column_of_a_topic_is_refused(folder: Path) -> None:
+    with pytest.raises(BadInput, match="a topic's rows have none"):
+        call("train", "--from-topic", "readings", "--label-column", "anomaly", "--out", folder / "other")
+
+
 def test_rows_that_are_mostly_anomalous_are_refused_though_nothing_says_which(folder: Path) -> None:
     rng = np.random.default_rng(0)
     steps = np.arange(1200) / 20
