@@ -1,11 +1,12 @@
 """Latency at a steady load: broker append of a row to broker append of its result, and what it costs.
 
-    python -m bench.latency [--minutes N] [--quick] [--check] [--json OUT] [--docs PAGE]
+    python -m bench.latency [--minutes N] [--only WORDS] [--quick] [--check] [--json OUT] [--docs PAGE]
 
 5 000 records a second, 400 devices, 4 partitions, eight-channel JSON, the model of bench.stream. Input and output
 topics carry the time of the broker's append, so both ends are on one clock, in whole milliseconds. The worker lets the
 broker coalesce (fetch_min_bytes 1 MB, fetch_max_wait_ms as listed). CPU is the process's, as a share of one core. The
-rival is the confluent-kafka loop of bench.stream, set for latency. `--minutes 10` is for the longest pause.
+rival is the confluent-kafka loop of bench.stream, set for latency. `--minutes 10 --only narrows` is for the longest
+pause.
 """
 
 import os
@@ -178,6 +179,7 @@ def child(log: Path, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 def main() -> int:
     parser = options(__doc__ or "")
     parser.add_argument("--minutes", type=float, default=1.0, metavar="N", help="of each case (default 1)")
+    parser.add_argument("--only", default="", metavar="WORDS", help="cases whose name holds this")
     parser.add_argument("--docs", type=Path, help="write the table into this page")
     given = parser.parse_args()
     seconds = 15 if given.quick else round(60 * given.minutes)
@@ -186,6 +188,8 @@ def main() -> int:
         folder = Path(temporary)
         with LocalKafka(folder / "kafka") as kafka:
             for case in CASES:
+                if given.only not in case.name:
+                    continue
                 seen, name, goals = run(folder, kafka.bootstrap, case, seconds), case.name, case.goals
                 found += [
                     Measurement(f"{name}: p50", float(np.percentile(seen.late_ms, 50)), "ms", "lower", goals.p50_ms),

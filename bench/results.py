@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+SIZES = ("--minutes", "--records", "--rounds", "--swaps")
 BEGIN, END = "<!-- table: {} -->", "<!-- end of table -->"
 
 
@@ -95,6 +96,14 @@ def machine() -> dict[str, str | int]:
             "python": platform.python_version()}
 
 
+def _sizes(argv: list[str]) -> list[str]:
+    """What of a command line says how much was run; the caption tells it."""
+    return [
+        word for place, word in enumerate(argv)
+        if word in SIZES or word == "--quick" or (place and argv[place - 1] in SIZES)
+    ]
+
+
 def write_into(page: Path, found: list[Measurement], command: str) -> None:
     """Replaces the table between the page's markers; its caption says when, of which commit, on what."""
     begin = BEGIN.format(command)
@@ -104,7 +113,7 @@ def write_into(page: Path, found: list[Measurement], command: str) -> None:
     head, rest = text.split(begin, 1)
     tail = rest.split(END, 1)[1]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    command += " --quick" if "--quick" in sys.argv else ""
+    command = " ".join([command, *_sizes(sys.argv)])
     caption = (f"`python -m {command}`, {datetime.now(UTC):%Y-%m-%d}, commit {commit.stdout.strip()}, "
                f"{machine()['machine']}, {machine()['cores']} cores.")
     lines = ["| figure | value | goal |", "|---|---|---|"]
