@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from training.sources import Asked, Source
     from training.spool import Spool
 
+MOST_NOMINAL = 0.5     # of normal rows over the threshold; more would call most of them anomalous
+
 Sources = Annotated[
     list[str] | None,
     typer.Argument(help="CSV, Parquet, JSON lines; or an example: digits, tones.", show_default=False),
@@ -115,6 +117,10 @@ def train(
     options = {"time_column": time_column, "time_unit": time_unit, "step": step, "device_column": device_column,
                "ignore_columns": ignore_columns, "context_columns": context_columns, "label_columns": label_columns,
                "rows": rows, "missing": missing}
+    if not 0 < nominal <= MOST_NOMINAL:
+        raise BadInput(f"--nominal {nominal:g}: give a share over 0 and at most {MOST_NOMINAL:g}, 0.01 for 1 %")
+    if alerts_per_week is not None and alerts_per_week <= 0:
+        raise BadInput(f"--alerts-per-device-week {alerts_per_week:g}: give a rate over 0, for example 0.5")
     calibration = {"nominal": nominal, "alerts_per_device_week": alerts_per_week, "refuse": not accept_shift}
     asked = _asked(contract_file, out, options, window=window, memory=memory, hop=hop, memory_mb=memory_mb, trim=trim,
                    accept=accept_shift)
@@ -179,7 +185,8 @@ def tune(
         tuned = search(
             ready.prepared, parse_recipe(wishes), journal or out.with_name(f"{out.name}.journal"), trials=trials,
             timeout_s=timeout_s, folds=folds,
-            progress=lambda number, error, best: _say(f"trial {number}: {error:.4f}, best {best:.4f}"))
+            progress=lambda number, error, best: _say(
+                f"trial {number + 1}: held-out error {error:.4f}, best {best:.4f}"))
     # The search's short epochs are not the training's: the rest of the recipe keeps its defaults.
     chosen = {name: value for name, value in msgspec.to_builtins(tuned.recipe).items()
               if value != msgspec.to_builtins(Recipe())[name] and name != "epochs"}
@@ -362,6 +369,7 @@ def _rows_of(
     if not sources:
         raise BadInput("no file given: name CSV, Parquet or JSON lines files, or an example: digits, tones")
     if examples.is_named(sources):
+        _refuse_for_example(sources[0], options, asked)
         ready, recipe = rooms.from_example(sources[0])
         for name, value in recipe.items():
             wishes.setdefault(name, value)
@@ -369,6 +377,17 @@ def _rows_of(
         return
     with rooms.from_files([Path(source) for source in sources], file_options(**options), asked) as ready:
         yield ready
+
+
+def _refuse_for_example(name: str, options: dict[str, Any], asked: "Asked") -> None:
+    """Rows, window and labels of an example are its own: an option that would be passed over in silence is refused."""
+    given = {"--rows": options["rows"], "--label-column": options["label_columns"],
+             "--ignore-columns": options["ignore_columns"], "--context-columns": options["context_columns"],
+             "--contract": asked.contract,
+             **{f"--{size}": asked.sizes.get(size) for size in ("window", "memory", "hop")}}
+    wrong = [option for option, value in given.items() if value]
+    if wrong:
+        raise BadInput(f"{name} is an example, with rows and a contract of its own: leave {', '.join(wrong)} out")
 
 
 @contextmanager

@@ -135,7 +135,7 @@ def score_laid(bundle: Bundle, laid: "Spool") -> Judged:
         is_anomaly[low:high] = verdict.is_anomaly
         opened += sum(event.kind == "opened" for event in verdict.events)
     if not np.isfinite(score).any():
-        raise BadInput(f"no run of {contract.window} rows without a gap")
+        raise BadInput(f"no run of {contract.window} rows without a gap, which a score needs: give more rows")
     return Judged(contract, laid.devices, device, score, is_anomaly, zscore, opened, bundle.scorer.threshold)
 
 
@@ -224,6 +224,7 @@ def any_label(table: Table, names: tuple[str, ...]) -> np.ndarray:
 def to_lines(figures: dict[str, Any]) -> list[str]:
     """Aligned lines for people."""
     width = max(len(name) for name in figures)
-    return [f"{name:<{width}}  {value:.4g}" for name, value in figures.items()]
+    return [f"{name:<{width}}  {value:,.0f}" if value == round(value) else f"{name:<{width}}  {value:.4g}"
+            for name, value in figures.items()]
 
 

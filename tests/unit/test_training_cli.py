@@ -107,13 +107,21 @@ def test_a_search_that_was_killed_in_its_first_trial_begins_with_that_trial_agai
 @pytest.mark.parametrize(("options", "message"), [
     (("--set", "rat=1"), "rat"), (("--set", "rate"), "NAME=VALUE"), (("--model", "lstm"), "give one of dense"),
     (("--set", "rate=-1"), "recipe.rate"), (("--rows", "890:"), "rows"), (("--device-column", "x"), "no column"),
-    ((), "--label-column anomaly"),
-], ids=["setting", "no value", "family", "bad value", "too few rows", "no such column", "labelled rows"])
+    ((), "--label-column anomaly"), (("--set", "rat=1"), "did you mean rate"), (("--nominal", "3"), "0.01 for 1 %"),
+    (("--alerts-per-device-week", "0"), "a rate over 0"), (("--epochs", "0"), "give 1 to 1048576"),
+], ids=["setting", "no value", "family", "bad value", "too few rows", "no such column", "labelled rows", "near name",
+        "share", "alert rate", "range"])
 def test_what_can_not_be_done_is_said_with_what_to_do(folder: Path, options: tuple[str, ...], message: str) -> None:
     with pytest.raises(BadInput, match=message) as error:
         call("train", folder / "pump.csv", "--out", folder / "other", *options)
     assert error.value.exit_code == 3
     assert not (folder / "other").exists()
+
+
+@pytest.mark.parametrize("option", [("--rows", "0:10"), ("--label-column", "bad"), ("--window", "4")])
+def test_an_example_takes_no_option_that_it_would_pass_over(option: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=f"digits is an example.*leave {option[0]} out"):
+        call("train", "digits", "--model", "pca", "--out", tmp_path / "bundle", *option)
 
 
 def test_rows_that_are_mostly_anomalous_are_refused_though_nothing_says_which(folder: Path) -> None:
