@@ -36,7 +36,7 @@ from training.recipe import FAMILIES, WITHOUT_TORCH, Recipe, parse_recipe
 
 if TYPE_CHECKING:
     from pipeline.registry.bundle import Bundle
-    from training.report import Page
+    from training.page import Page
     from training.sources import Asked, Source
     from training.spool import Spool
 

@@ -1,11 +1,7 @@
 """The report of a bundle: pictures, one HTML page over them, and the model card. One looks before one reads."""
 
-import html
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,32 +9,15 @@ from pipeline.registry.bundle import Bundle
 from pipeline.scoring.session import Session
 from training import data, pictures
 from training.calibrate import filter_rows, residual_rows
+from training.card import card, time_of
 from training.evaluate import Scored, score_prepared
 from training.history import History
+from training.page import Page
 from training.prepare import CALIBRATION, FIT, Prepared
 from training.windows import Windows
 
 MOST_POINTS = 3000    # windows of the latent map
 STRETCH = 600         # rows of the picture of rebuilt channels
-
-
-@dataclass(frozen=True)
-class Page:
-    """What a report holds: PNG bytes by file name, with the sentence under each, and the card's markdown."""
-
-    pictures: dict[str, tuple[bytes, str]]
-    card: str
-
-    def files(self) -> dict[str, bytes]:
-        """As `write_bundle` takes them: card.md and report/..."""
-        made = {f"report/{name}": png for name, (png, _) in self.pictures.items()}
-        return {**made, "report/index.html": _page(self).encode(), "card.md": self.card.encode()}
-
-    def write(self, folder: Path) -> None:
-        """The same files under `folder`, the page at its top."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in self.files().items():
-            (folder / name.removeprefix("report/")).write_bytes(content)
 
 
 def make(
@@ -88,7 +67,11 @@ def make(
     if are_pictures(prepared):
         made |= _imagined(bundle, prepared)
     probed = probe(bundle, prepared, label if classes is None else classes)
-    return Page(made, card(bundle, figures, probed))
+    judged = np.flatnonzero(held_out)
+    first, last = (time_of(int(ts_ms)) for ts_ms in (prepared.ts_ms[judged].min(), prepared.ts_ms[judged].max()))
+    lead = (f"On {len(judged):,} held-out rows of {len(np.unique(prepared.device[judged])):,} devices, {first} to "
+            f"{last}.")
+    return Page(made, card(bundle, figures, probed), f"{bundle.manifest.family} {bundle.manifest.short}", lead)
 
 
 def are_pictures(prepared: Prepared) -> bool:
@@ -250,94 +233,3 @@ def _by_channel(bundle: Bundle, scored: Scored, held_out: np.ndarray) -> dict[st
     squares = np.nan_to_num(np.square(scaled, dtype=np.float64))
     plain = np.sqrt(squares.sum(axis=0) / np.maximum(np.isfinite(scaled).sum(axis=0), 1))
     return {bundle.manifest.family: own, "raw": plain}
-
-
-def card(
-    bundle: Bundle, figures: Mapping[str, float] | None = None, probed: Mapping[str, float] | None = None
-) -> str:
-    """The model card: what it is, what it was made from, how good it is, what it can't do. Markdown."""
-    manifest, contract = bundle.manifest, bundle.contract
-    data_facts, calibration = manifest.data, manifest.calibration
-    lines = [
-        f"# {manifest.family} {manifest.short}", "",
-        f"Digest `{manifest.digest}`, contract `{manifest.contract_hash[:12]}`, seed {manifest.seed}"
-        + (f", trained on from `{manifest.parent[:12]}`." if manifest.parent else ", trained from scratch."), "",
-        "## Data", "",
-        *_facts({
-            "rows": data_facts.get("rows"), "devices": data_facts.get("devices"),
-            "first": _time(data_facts.get("first_ts_ms")), "last": _time(data_facts.get("last_ts_ms")),
-            "rows masked": data_facts.get("masked_rows"),
-            "files": ", ".join(data_facts.get("files", [])[:5]) or None, "offsets": data_facts.get("offsets"),
-            "channels that drift, left out of the score": data_facts.get("drifted") or None,
-            "scored channels": ", ".join(manifest.sensors),
-            "inputs only": ", ".join(sorted(set(manifest.inputs) - set(manifest.sensors))) or None,
-            "window, memory": f"{contract.window}, {contract.memory} rows of {contract.step_ms} ms"}), "",
-        "## Held-out reconstruction (scaled units)", "",
-        "| model | latent | newest row | whole window |", "|---|---|---|---|",
-        *[f"| {name} | {int(v['latent'])} | {v['newest_mse']:.4f} | {v['window_mse']:.4f} |"
-          for name, v in manifest.quality.items() if isinstance(v, dict)], "",
-        verdict(manifest.family, manifest.quality), "",
-        "## Threshold", "",
-        *_facts({name: _short(value) for name, value in calibration.items()}), "",
-    ]
-    if figures:
-        measured = {name: _short(value) for name, value in figures.items()}
-        lines += ["## Measured on labelled rows", "", *_facts(measured), ""]
-    if probed:
-        told = ", ".join(f"{name} {accuracy:.1%}" for name, accuracy in probed.items())
-        lines += ["## Latent space", "", f"A linear classifier names the kind of held-out windows rightly in: {told}. "
-                  "PCA has as many numbers.", ""]
-    lines += [
-        "## Limits", "",
-        "- It knows the regimes that its data show; a new one is an anomaly until it is trained on.",
-        "- Thresholds come from held-out rows that were taken for normal; nobody labelled them.",
-        f"- A score looks back {contract.memory} rows and no further; slower drifts are for the drift monitor.",
-        *(["- The alert rate asked for is rarer than the held-out span can verify; the threshold is extrapolated."]
-          if calibration.get("extrapolated") else []),
-        "", "## Training", "",
-        *_facts({**{name: _short(value) for name, value in manifest.training.items()},
-                 "recipe": ", ".join(f"{key} {value}" for key, value in manifest.recipe.items()) or None}), "",
-        "Versions: " + ", ".join(f"{name} {number}" for name, number in manifest.versions.items()) + ".", "",
-    ]
-    return "\n".join(lines)
-
-
-def verdict(family: str, quality: Mapping[str, Any]) -> str:
-    """One honest sentence on the model beside the baselines, by the error of the newest row."""
-    errors = {name: values["newest_mse"] for name, values in quality.items() if isinstance(values, dict)}
-    others = {name: error for name, error in errors.items() if name != family}
-    if family not in errors or not others:
-        return ""
-    better = sorted(name for name, error in others.items() if error < errors[family])
-    if not better:
-        return f"{family} rebuilds the newest row better than every baseline."
-    return (f"{family} does **not** beat {' and '.join(better)} on the newest row. A baseline with a larger latent is "
-            "no rival in compression; for detection alone, ask whether it would do.")
-
-
-def _facts(facts: Mapping[str, Any]) -> list[str]:
-    return [f"- {name}: {value}" for name, value in facts.items() if value is not None]
-
-
-def _short(value: Any) -> Any:
-    return f"{value:.5g}" if isinstance(value, float) else value
-
-
-def _time(ts_ms: int | None) -> str | None:
-    return None if ts_ms is None else datetime.fromtimestamp(ts_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def _page(page: Page) -> str:
-    figures = "\n".join(
-        f'<figure><img src="{name}" alt="{html.escape(text)}"><figcaption>{html.escape(text)}</figcaption></figure>'
-        for name, (_, text) in page.pictures.items())
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>narrows report</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-img {{ max-width: 100% }} figure {{ margin: 2rem 0 }} figcaption {{ color: #555 }}
-pre {{ white-space: pre-wrap; background: #f6f6f6; padding: 1rem }}
-</style></head><body>
-{figures}
-<h2>Model card</h2><pre>{html.escape(page.card)}</pre>
-</body></html>
-"""

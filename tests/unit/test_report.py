@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from training import examples, report
+from training import card, examples, page, report
 from training.evaluate import lay_out
 from training.make_baseline import make_baseline_bundle
 from training.prepare import prepare
@@ -45,3 +45,18 @@ def test_rows_that_no_part_was_learned_from_are_halved_by_time_a_window_apart() 
         after = late.ends[prepared.device[late.ends] == place]
         assert len(before) > 50
         assert before.max() < after.min() - contract.window + 1
+
+
+def test_the_card_names_what_drifts_once_for_all_devices_and_counts_what_it_leaves_out() -> None:
+    drifted = {str(place): ["Temperature"] for place in range(16)} | {"x": ["Flow"]}
+    assert card._drifts(drifted) == "Temperature (0, 1, 2, 3, 4 and 11 more); Flow (x)"
+    assert card._short([]) == "none"
+    assert card._short(6400.0) == "6,400"
+
+
+def test_the_card_on_the_page_is_html_and_nothing_in_it_is_markup_by_accident() -> None:
+    made = page.markdown_to_html("# dense `ab`\n\n- a: <b>\n- c: **d**\n\n| m | n |\n|---|---|\n| 1 | 2 |\n")
+    assert "<h2>dense <code>ab</code></h2>" in made
+    assert "<li>a: &lt;b&gt;</li>" in made
+    assert "<strong>d</strong>" in made
+    assert "<td>1</td><td>2</td>" in made
