@@ -449,6 +449,7 @@ def _torch_module(threads: int) -> Any:
 
 
 def _write_report(bundle: "Bundle", ready: "Source", history: History | None, out: Path) -> None:
+    from training import examples
     from training import report as reports
     from training.evaluate import any_label, lay_out
 
@@ -456,7 +457,8 @@ def _write_report(bundle: "Bundle", ready: "Source", history: History | None, ou
     _, order = lay_out(bundle, table)
     label = any_label(table, labels)[order] if labels else None
     classes = table.labels["class"][order] if "class" in table.labels and not labels else None
-    page = reports.make(bundle, ready.prepared, history, label, classes=classes)
+    kinds = examples.KINDS.get(ready.source.get("example", ""), ())
+    page = reports.make(bundle, ready.prepared, history, label, classes=classes, kinds=kinds)
     page.write(out / "report")
     (out / "card.md").write_text(page.card)
 

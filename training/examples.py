@@ -16,6 +16,7 @@ from pipeline.formats.files import Table
 APART_MS = 1_000_000     # between two pictures: no window spans them
 RATE_HZ, FRAME, STEP = 8000, 256, 256
 INSTRUMENTS = ("pure", "reed", "string", "bell")
+KINDS = {"tones": INSTRUMENTS}      # names of an example's classes, where these are not their numbers
 
 
 @dataclass(frozen=True)
