@@ -4,7 +4,7 @@ A recipe and the data decide the weights on CPU, so the bundle's manifest carrie
 """
 
 import difflib
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -126,6 +126,10 @@ def parse_recipe(raw: object, changes: dict[str, Any] | None = None) -> Recipe:
             near = difflib.get_close_matches(str(name), Recipe.__struct_fields__, 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(Recipe.__struct_fields__)}"
             raise BadInput(f"recipe: no setting {name!r}; {hint}")
+    for name, kind in get_type_hints(Recipe).items():
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        if choices and name in wishes and wishes[name] not in choices:
+            raise BadInput(f"recipe.{name} is {wishes[name]!r}; give one of {', '.join(map(str, choices))}")
     try:
         return msgspec.convert(wishes, Recipe, strict=False)
     except msgspec.ValidationError as error:

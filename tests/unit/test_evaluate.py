@@ -128,6 +128,6 @@ def test_an_example_is_judged_by_its_name_and_has_no_labels(tmp_path: Path) -> N
     assert "--label-column" in str(done.exception)
 
 
-def test_figures_for_people_print_counts_in_full() -> None:
-    assert to_lines({"rows": 11764.0, "f1": 0.86912, "weeks": 0.0}) == [
-        "rows   11,764", "f1     0.8691", "weeks  0"]
+def test_figures_for_people_print_counts_in_full_and_say_what_they_are() -> None:
+    assert to_lines({"rows": 11764.0, "mar_percent": 17.048, "weeks": 0.0}) == [
+        "rows         11,764", "mar_percent  17.05   of anomalous rows are missed", "weeks        0"]
