@@ -108,9 +108,10 @@ def test_a_search_that_was_killed_in_its_first_trial_begins_with_that_trial_agai
     (("--set", "rat=1"), "rat"), (("--set", "rate"), "NAME=VALUE"), (("--model", "lstm"), "give one of dense"),
     (("--set", "rate=-1"), "recipe.rate"), (("--rows", "890:"), "rows"), (("--device-column", "x"), "no column"),
     ((), "--label-column anomaly"), (("--set", "rat=1"), "did you mean rate"), (("--nominal", "3"), "0.01 for 1 %"),
+    (("--set", "loss=l2"), "recipe.loss is 'l2'; give one of mse, mae"), (("--set", "rate=fast"), "docs/training.md"),
     (("--alerts-per-device-week", "0"), "a rate over 0"), (("--epochs", "0"), "give 1 to 1048576"),
 ], ids=["setting", "no value", "family", "bad value", "too few rows", "no such column", "labelled rows", "near name",
-        "share", "alert rate", "range"])
+        "share", "choice", "kind of value", "alert rate", "range"])
 def test_what_can_not_be_done_is_said_with_what_to_do(folder: Path, options: tuple[str, ...], message: str) -> None:
     with pytest.raises(BadInput, match=message) as error:
         call("train", folder / "pump.csv", "--out", folder / "other", *options)
@@ -167,6 +168,16 @@ def test_a_channel_that_never_moves_is_told_and_kept(tmp_path: Path) -> None:
     assert "'b' never moves" in done.stderr
     assert "--context-columns b" in done.stderr
     assert load_bundle(tmp_path / "bundle").contract.names == ("a", "b")
+
+
+def test_a_number_that_stands_for_missing_values_is_told_with_the_option(tmp_path: Path) -> None:
+    gone = np.arange(300) % 50 < 2
+    a, b = np.sin(np.arange(300) / 7).round(3), np.cos(np.arange(300) / 9).round(3)
+    marked = write(tmp_path / "pump.csv", a=np.where(gone, -200, a), b=np.where(gone, -200, b))
+    options = ("--model", "var", "--no-report", "--accept-shift", "--out", tmp_path / "bundle")
+    assert "-200 lies far from all other values of a, b" in call("train", marked, *options).stderr
+    assert "-200" not in call("train", marked, *options, "--missing", "-200").stderr
+    assert "lies far" not in call("train", write(tmp_path / "clean.csv"), *options).stderr
 
 
 def test_a_column_without_a_value_is_told_and_left_out(tmp_path: Path) -> None:
