@@ -196,7 +196,7 @@ def tune(
                                    "pruned": tuned.pruned}).decode())
         return
     print(f"{out}: held-out error of the newest row {tuned.error:.4f}, {tuned.first:.4f} with the settings it began "
-          f"with; {tuned.trials} trials, {tuned.pruned} given up early")
+          f"with; {tuned.trials} trial{'s' * (tuned.trials != 1)}, {tuned.pruned} given up early")
 
 
 def evaluate(
@@ -501,7 +501,7 @@ class _Progress:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-            self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"),
+            self._bar = Progress(TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[state]}"),
                                  TimeElapsedColumn(), console=Console(stderr=True))
             self._bar.start()
             self._task = self._bar.add_task(f"{self._recipe.model}", total=self._recipe.epochs, state="starting")
@@ -512,10 +512,12 @@ class _Progress:
             self._bar.stop()
 
     def __call__(self, epoch: Epoch, history: History) -> None:
+        if self._bar is not None:                                    # 80 columns hold it beside a bar
+            self._bar.update(
+                self._task, completed=epoch.number, description=f"epoch {epoch.number} of {self._recipe.epochs}",
+                state=f"held out {epoch.held_out:.4g}, best {history.best_loss:.4g} at {history.best}")
+            return
         state = (f"epoch {epoch.number}: training {epoch.train:.4g}, held out {epoch.held_out:.4g} "
                  f"(best {history.best_loss:.4g} at {history.best}), {history.windows_per_s:,.0f} windows/s")
-        if self._bar is not None:
-            self._bar.update(self._task, completed=epoch.number, state=state)
-            return
         if epoch.number == 1 or epoch.number % 10 == 0 or history.stopped:
             _say(state + (f"; stopped: {history.stopped}" if history.stopped else ""))

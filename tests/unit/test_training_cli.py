@@ -13,6 +13,8 @@ pytest.importorskip("torch")
 from pipeline.cli.main import app
 from pipeline.errors import BadInput
 from pipeline.registry.bundle import load_bundle
+from training.cli import _Progress
+from training.history import Epoch, History
 from training.recipe import Recipe, parse_recipe
 
 
@@ -221,3 +223,18 @@ def test_memory_that_runs_out_is_told_with_the_setting(folder: Path, monkeypatch
     with pytest.raises(BadInput, match="--memory-mb") as error:
         call("train", folder / "pump.csv", "--out", folder / "other")
     assert error.value.exit_code == 3
+
+
+def test_the_line_of_progress_leaves_room_for_its_bar_on_80_columns() -> None:
+    shown: dict[str, str] = {}
+
+    class Bar:
+        def update(self, _: object, *, completed: int, description: str, state: str) -> None:
+            shown.update(description=description, state=state)
+
+    progress = _Progress(Recipe(epochs=1000))
+    progress._bar, progress._task = Bar(), None
+    epoch = Epoch(number=1000, train=0.001234567, held_out=0.0001234567, rate=1e-3, seconds=1.0)
+    progress(epoch, History(epochs=[epoch], best=1000, best_loss=0.0001234567))
+    assert shown["description"] == "epoch 1000 of 1000"
+    assert len(shown["description"]) + len(shown["state"]) + len(" " * 3 + "0:00:00") <= 80
