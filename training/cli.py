@@ -227,7 +227,7 @@ def evaluate(
         label = laid.labels() if label_columns else None
         figures = judging.measure(judging.score_laid(bundle, laid), label)
         if pictures is not None:
-            _page(bundle, laid, label is not None, figures, memory_mb).write(pictures)
+            _page(bundle, laid, sources or [], label is not None, figures, memory_mb).write(pictures)
     if json:
         print(msgspec.json.encode({"bundle": bundle.digest, **figures}).decode())
         return
@@ -261,7 +261,7 @@ def report(
     with _told_memory(), _judged_rows(sources, options, bundle) as laid:
         label = laid.labels() if label_columns else None
         figures = judging.measure(judging.score_laid(bundle, laid), label)
-        page = _page(bundle, laid, label is not None, figures, memory_mb)
+        page = _page(bundle, laid, sources or [], label is not None, figures, memory_mb)
     folder = out or bundle_folder / "report"
     page.write(folder)
     place = folder / "index.html"
@@ -319,9 +319,11 @@ def _judged_rows(sources: list[str] | None, options: dict[str, Any], bundle: "Bu
 
 
 def _page(
-    bundle: "Bundle", laid: "Spool", has_labels: bool, figures: dict[str, float], memory_mb: float | None
+    bundle: "Bundle", laid: "Spool", sources: list[str], has_labels: bool, figures: dict[str, float],
+    memory_mb: float | None,
 ) -> "Page":
     """Pictures of as many rows as fit into memory; the figures are of all."""
+    from training import examples
     from training import report as reports
     from training.evaluate import lay_out
     from training.sources import rows_that_fit
@@ -332,7 +334,10 @@ def _page(
         _say(f"pictures are of {len(table):,} of {len(laid):,} rows (--memory-mb); figures are of all")
     prepared, order = lay_out(bundle, table)
     label = table.labels["label"][order] if has_labels else None
-    return reports.make(bundle, prepared, label=label, figures=figures)
+    if not examples.is_named(sources):
+        return reports.make(bundle, prepared, label=label, figures=figures)
+    classes = examples.classes(sources[0], prepared.devices)[prepared.device]
+    return reports.make(bundle, prepared, figures=figures, classes=classes, kinds=examples.KINDS.get(sources[0], ()))
 
 
 def _asked(

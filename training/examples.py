@@ -49,6 +49,14 @@ def tones(count: int = 1200, seed: int = 0) -> Example:
 EXAMPLES: dict[str, Callable[[], Example]] = {"digits": digits, "tones": tones}
 
 
+def classes(name: str, devices: Sequence[str]) -> np.ndarray:
+    """The class of each of these pictures of an example, by their names. (n,)"""
+    table = EXAMPLES[name]().table
+    first = np.flatnonzero(np.diff(table.device, prepend=-1))
+    of_each = dict(zip(table.devices, table.labels["class"][first], strict=True))
+    return np.array([of_each[device] for device in devices])
+
+
 def is_named(sources: Sequence[str]) -> bool:
     """Whether these name an example, and no file."""
     return len(sources) == 1 and sources[0] in EXAMPLES and not Path(sources[0]).exists()

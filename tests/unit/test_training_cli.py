@@ -1,6 +1,7 @@
 """`narrows train`, `tune`, `evaluate`, `report` as a person types them."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,14 @@ def test_what_can_not_be_done_is_said_with_what_to_do(folder: Path, options: tup
 def test_an_example_takes_no_option_that_it_would_pass_over(option: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=f"digits is an example.*leave {option[0]} out"):
         call("train", "digits", "--model", "pca", "--out", tmp_path / "bundle", *option)
+
+
+def test_a_report_on_an_example_knows_its_classes(tmp_path: Path) -> None:
+    call("train", "digits", "--model", "pca", "--no-report", "--out", tmp_path / "bundle")
+    call("report", tmp_path / "bundle", "digits", "--out", tmp_path / "pictures")
+    told = re.search(r"rightly in: pca (\d+)", (tmp_path / "pictures" / "card.md").read_text())
+    assert told is not None
+    assert int(told[1]) > 80
 
 
 def test_rows_that_are_mostly_anomalous_are_refused_though_nothing_says_which(folder: Path) -> None:
