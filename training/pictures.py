@@ -113,10 +113,10 @@ def rebuilt(
 def scores(
     normal: np.ndarray, threshold: float, anomalous: np.ndarray | None = None, what: str = "rows"
 ) -> bytes:
-    """Histogram of held-out scores with the threshold. (n,) each.
+    """Histogram of scores with the threshold. (n,) each.
 
     normal : where there are labels, of what is not labelled anomalous; anomalous : of what is; None without labels.
-    what   : has a score: rows, or windows.
+    what   : has a score: rows or windows, held-out ones where there were others.
     """
     with mpl.rc_context(STYLE):
         figure = new_figure(8, 3.6)
@@ -124,7 +124,7 @@ def scores(
         every = normal if anomalous is None else np.concatenate([normal, anomalous])
         lowest, highest = max(1e-3, float(every.min())), max(float(every.max()), threshold)
         edges = np.geomspace(lowest, highest * 1.1, 60).tolist()
-        told = f"held-out {what}" if anomalous is None else f"held-out {what} not labelled anomalous"
+        told = what if anomalous is None else f"{what} not labelled anomalous"
         most = 1
         for values, name, colour in ((normal, told, MEASURED), (anomalous, f"{what} labelled anomalous", WRONG)):
             if values is not None and len(values):
@@ -133,8 +133,8 @@ def scores(
                           label=f"{name}: {len(values):,}, {over:.2%} over the threshold")
                 most = max(most, int(np.histogram(values, edges)[0].max()))
         axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3g}")
-        axes.set(xscale="log", yscale="log", ylim=(0.7, 1.5 * most), xlabel="score", ylabel=what,
-                 title=f"Scores of held-out {what}")
+        axes.set(xscale="log", yscale="log", ylim=(0.7, 1.5 * most), xlabel="score", ylabel=what.split()[-1],
+                 title=f"Scores of {what}")
         _plain_ticks(axes.xaxis, lowest, highest)
         _plain_ticks(axes.yaxis, 1, most)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2))
@@ -169,7 +169,7 @@ def latent_map(
         beyond = sum(not all(low <= x <= high for x, (low, high) in zip(point, limits, strict=True)) for point in flat)
         axes.set(xlabel=f"first main axis ({share[0]:.0%} of the variance)", xlim=limits[0], ylim=limits[1],
                  ylabel=f"second main axis ({share[1]:.0%})" if len(share) > 1 else "",
-                 title=f"Held-out windows in the latent space, D = {latent.shape[1]}"
+                 title=f"Windows in the latent space, D = {latent.shape[1]}"
                        + f"; {beyond} beyond the frame" * bool(beyond))
         return png_of(figure)
 
@@ -194,7 +194,7 @@ def channel_errors(names: Sequence[str], errors: Mapping[str, np.ndarray]) -> by
             axes.set_xscale("log")
         some = f", the {MOST_BARS} largest of {len(names)}" * (len(shown) < len(names))
         axes.set(xlabel="root mean squared error of the newest row, scaled units",
-                 title=f"Held-out error by channel{some}")
+                 title=f"Error by channel{some}")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
         return png_of(figure)
 

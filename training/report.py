@@ -24,7 +24,7 @@ def make(
     bundle: Bundle, prepared: Prepared, history: History | None = None, label: np.ndarray | None = None,
     figures: Mapping[str, float] | None = None, classes: np.ndarray | None = None, kinds: Sequence[str] = (),
 ) -> Page:
-    """A report on these rows.
+    """A report on these rows; after a training, on those of them that were held out or marked anomalous.
 
     prepared : after a training all rows with their parts, else rows laid out under the bundle's scaling.
     label    : (n,) over `prepared`'s rows, 1 anomalous, NaN unknown; None where there is none.
@@ -43,14 +43,16 @@ def make(
         made["pairs.png"] = (_pairs(bundle, prepared), "Held-out windows above what the model rebuilds of them.")
     else:
         made["rebuilt.png"] = (_rebuilt(bundle, scored, held_out, normal, label),
-                               "Each channel's newest value and what the model rebuilds of it, on held-out rows. The "
-                               "band holds 99 % of the errors of held-out rows that nobody labelled anomalous.")
-    wrong = None if label is None else scored.score[held_out & (label > 0)]
-    what = "windows" if are_pictures(prepared) else "rows"
+                               "Each channel's newest value and what the model rebuilds of it. The band holds 99 % "
+                               "of the errors of rows that nobody labelled anomalous.")
+    marked = np.zeros(len(held_out), bool) if label is None else scored.is_scored & (label > 0)    # never learned from
+    wrong = None if label is None else scored.score[marked]
+    which = "held-out " if (prepared.part == FIT).any() else ""           # else the caller chose the rows
+    what = which + ("windows" if are_pictures(prepared) else "rows")
     aside = bundle.manifest.calibration.get("set_aside") if history is not None else None
     made["scores.png"] = (
         pictures.scores(scored.score[normal], scored.threshold, wrong, what),
-        f"Scores of held-out {what} and the threshold."
+        f"Scores of {what} and the threshold."
         + (f" The {len(aside)} devices with the highest scores set no threshold, but are drawn." if aside else ""))
     made["latent.png"] = (_latent(bundle, prepared, label, classes, kinds),
                           "Windows in the latent space, on its two main axes: what lies near is alike to the model.")
@@ -61,8 +63,8 @@ def make(
             pictures.families(quality, bundle.manifest.family),
             "Error beside the baselines on the rows that were held out of training. A larger latent rebuilds more; "
             "compare it with D.")
-    if label is not None and 0 < np.nanmean(label[scored.is_scored]) < 1:
-        known = scored.is_scored & np.isfinite(label)
+    known = np.zeros(0, bool) if label is None else (held_out | marked) & np.isfinite(label)
+    if label is not None and 0 < np.mean(label[known]) < 1:
         curves = {name: score[known] for name, score in _by_member(bundle, scored).items()}
         made["precision_recall.png"] = (
             pictures.precision_recall(label[known] > 0, curves, scored.threshold),
@@ -72,16 +74,15 @@ def make(
         made |= _imagined(bundle, prepared)
     probed = probe(bundle, prepared, label if classes is None else classes)
     return Page(made, card(bundle, figures, probed), f"{bundle.manifest.family} {bundle.manifest.short}",
-                _lead(prepared, np.flatnonzero(held_out)))
+                _lead(prepared, np.flatnonzero(held_out), what))
 
 
-def _lead(prepared: Prepared, rows: np.ndarray) -> str:
+def _lead(prepared: Prepared, rows: np.ndarray, what: str) -> str:
     """Which rows the pictures are of."""
     if are_pictures(prepared):                   # one row of each is scored, and its time is made up
-        return f"On {len(rows):,} windows."
-    which = "held-out rows" if (prepared.part == FIT).any() else "rows"
+        return f"On {len(rows):,} {what}."
     devices = len(np.unique(prepared.device[rows]))
-    told = f"On {len(rows):,} {which} of {devices:,} device{'s' * (devices > 1)}"
+    told = f"On {len(rows):,} {what} of {devices:,} device{'s' * (devices > 1)}"
     first, last = (time_of(int(ts_ms)) for ts_ms in (prepared.ts_ms[rows].min(), prepared.ts_ms[rows].max()))
     return f"{told}, {first} to {last}."
 
@@ -290,7 +291,7 @@ def _errors(bundle: Bundle, scored: Scored, normal: np.ndarray, label: np.ndarra
         roots = [np.sqrt(np.square(one).mean(axis=0)) for one in (own, originals - originals.mean(axis=0))]
         frame = replace(grids.frame_of(bundle.contract, np.stack(roots)), low=0.0)
         drawn = grids.grid({"root mean\nsquared error": np.stack(roots)}, frame,
-                           f"Held-out error by place: {family}, and beside it the mean of all windows", "viridis")
+                           f"Error by place: {family}, and beside it the mean of all windows", "viridis")
         return drawn, f"Where the error sits. Left {family}, right what the mean of all windows would miss."
     scale = prepared.scaling.scale[:, sensors]
     kept = np.flatnonzero(np.isfinite(scale).any(axis=0))

@@ -14,7 +14,7 @@ from pipeline.scoring.session import Session
 from training import card, examples, grids, page, pictures, report
 from training.evaluate import lay_out
 from training.make_baseline import make_baseline_bundle
-from training.prepare import Prepared, prepare
+from training.prepare import CALIBRATION, Prepared, prepare
 
 
 def test_a_linear_probe_reads_the_kind_from_the_latent_and_not_from_shuffled_kinds(tmp_path: Path) -> None:
@@ -90,6 +90,18 @@ def test_the_picture_shows_what_the_model_said_beside_a_far_value_and_a_band_of_
     assert expected[labelled][0] == pytest.approx(said, abs=1e-4)
     assert band[1] < 1
     assert labelled.sum() == 30
+
+
+def test_precision_and_recall_leave_out_the_rows_that_were_learned_from(
+    judged: tuple[Bundle, Prepared, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, prepared, mark = judged
+    masked = replace(prepared, part=np.where(mark > 0, -1, prepared.part).astype(np.int8))
+    drawn: list[np.ndarray] = []
+    monkeypatch.setattr(pictures, "precision_recall", lambda label, *_: drawn.append(label) or b"")
+    report.make(bundle, masked, label=mark)
+    assert drawn[0].sum() == 30
+    assert len(drawn[0]) == 30 + (masked.part == CALIBRATION).sum()
 
 
 def test_a_report_on_labelled_rows_begins_where_its_device_holds_a_marked_row() -> None:
