@@ -36,9 +36,11 @@ from training.recipe import FAMILIES, WITHOUT_TORCH, Recipe, parse_recipe
 
 if TYPE_CHECKING:
     from pipeline.registry.bundle import Bundle
-    from training.report import Page
+    from training.page import Page
     from training.sources import Asked, Source
     from training.spool import Spool
+
+MOST_NOMINAL = 0.5     # of normal rows over the threshold; more would call most of them anomalous
 
 Sources = Annotated[
     list[str] | None,
@@ -120,6 +122,10 @@ def train(
     options = {"time_column": time_column, "time_unit": time_unit, "step": step, "device_column": device_column,
                "ignore_columns": ignore_columns, "context_columns": context_columns, "label_columns": label_columns,
                "rows": rows, "missing": missing}
+    if not 0 < nominal <= MOST_NOMINAL:
+        raise BadInput(f"--nominal {nominal:g}: give a share over 0 and at most {MOST_NOMINAL:g}, 0.01 for 1 %")
+    if alerts_per_week is not None and alerts_per_week <= 0:
+        raise BadInput(f"--alerts-per-device-week {alerts_per_week:g}: give a rate over 0, for example 0.5")
     calibration = {"nominal": nominal, "alerts_per_device_week": alerts_per_week, "refuse": not accept_shift}
     asked = _asked(contract_file, out, options, window=window, memory=memory, hop=hop, memory_mb=memory_mb, trim=trim,
                    accept=accept_shift)
@@ -185,7 +191,8 @@ def tune(
         tuned = search(
             ready.prepared, parse_recipe(wishes), journal or out.with_name(f"{out.name}.journal"), trials=trials,
             timeout_s=timeout_s, folds=folds,
-            progress=lambda number, error, best: _say(f"trial {number}: {error:.4f}, best {best:.4f}"))
+            progress=lambda number, error, best: _say(
+                f"trial {number + 1}: held-out error {error:.4f}, best {best:.4f}"))
     # The search's short epochs are not the training's: the rest of the recipe keeps its defaults.
     chosen = {name: value for name, value in msgspec.to_builtins(tuned.recipe).items()
               if value != msgspec.to_builtins(Recipe())[name] and name != "epochs"}
@@ -195,7 +202,7 @@ def tune(
                                    "pruned": tuned.pruned}).decode())
         return
     print(f"{out}: held-out error of the newest row {tuned.error:.4f}, {tuned.first:.4f} with the settings it began "
-          f"with; {tuned.trials} trials, {tuned.pruned} given up early")
+          f"with; {tuned.trials} trial{'s' * (tuned.trials != 1)}, {tuned.pruned} given up early")
     if tuned.error >= tuned.first:
         print("no settings did better than the ones it began with; more --trials or more rows may")
 
@@ -228,7 +235,7 @@ def evaluate(
         label = laid.labels() if label_columns else None
         figures = judging.measure(judging.score_laid(bundle, laid), label)
         if pictures is not None:
-            _page(bundle, laid, label is not None, figures, memory_mb).write(pictures)
+            _page(bundle, laid, sources or [], label is not None, figures, memory_mb).write(pictures)
     if json:
         print(msgspec.json.encode({"bundle": bundle.digest, **figures}).decode())
         return
@@ -262,7 +269,7 @@ def report(
     with _told_memory(), _judged_rows(sources, options, bundle) as laid:
         label = laid.labels() if label_columns else None
         figures = judging.measure(judging.score_laid(bundle, laid), label)
-        page = _page(bundle, laid, label is not None, figures, memory_mb)
+        page = _page(bundle, laid, sources or [], label is not None, figures, memory_mb)
     folder = out or bundle_folder / "report"
     page.write(folder)
     place = folder / "index.html"
@@ -320,9 +327,11 @@ def _judged_rows(sources: list[str] | None, options: dict[str, Any], bundle: "Bu
 
 
 def _page(
-    bundle: "Bundle", laid: "Spool", has_labels: bool, figures: dict[str, float], memory_mb: float | None
+    bundle: "Bundle", laid: "Spool", sources: list[str], has_labels: bool, figures: dict[str, float],
+    memory_mb: float | None,
 ) -> "Page":
     """Pictures of as many rows as fit into memory; the figures are of all."""
+    from training import examples
     from training import report as reports
     from training.evaluate import lay_out
     from training.sources import rows_that_fit
@@ -333,7 +342,10 @@ def _page(
         _say(f"pictures are of {len(table):,} of {len(laid):,} rows (--memory-mb); figures are of all")
     prepared, order = lay_out(bundle, table)
     label = table.labels["label"][order] if has_labels else None
-    return reports.make(bundle, prepared, label=label, figures=figures)
+    if not examples.is_named(sources):
+        return reports.make(bundle, prepared, label=label, figures=figures)
+    classes = examples.classes(sources[0], prepared.devices)[prepared.device]
+    return reports.make(bundle, prepared, figures=figures, classes=classes, kinds=examples.KINDS.get(sources[0], ()))
 
 
 def _asked(
@@ -374,6 +386,7 @@ def _rows_of(
     if not sources:
         raise BadInput("no file given: name CSV, Parquet or JSON lines files, or an example: digits, tones")
     if examples.is_named(sources):
+        _refuse_for_example(sources[0], options, asked)
         ready, recipe = rooms.from_example(sources[0])
         for name, value in recipe.items():
             wishes.setdefault(name, value)
@@ -381,6 +394,17 @@ def _rows_of(
         return
     with rooms.from_files([Path(source) for source in sources], file_options(**options), asked) as ready:
         yield ready
+
+
+def _refuse_for_example(name: str, options: dict[str, Any], asked: "Asked") -> None:
+    """Rows, window and labels of an example are its own: an option that would be passed over in silence is refused."""
+    given = {"--rows": options["rows"], "--label-column": options["label_columns"],
+             "--ignore-columns": options["ignore_columns"], "--context-columns": options["context_columns"],
+             "--contract": asked.contract,
+             **{f"--{size}": asked.sizes.get(size) for size in ("window", "memory", "hop")}}
+    wrong = [option for option, value in given.items() if value]
+    if wrong:
+        raise BadInput(f"{name} is an example, with rows and a contract of its own: leave {', '.join(wrong)} out")
 
 
 @contextmanager
@@ -447,6 +471,7 @@ def _torch_module(threads: int) -> Any:
 
 
 def _write_report(bundle: "Bundle", ready: "Source", history: History | None, out: Path) -> None:
+    from training import examples
     from training import report as reports
     from training.evaluate import any_label, lay_out
 
@@ -454,7 +479,8 @@ def _write_report(bundle: "Bundle", ready: "Source", history: History | None, ou
     _, order = lay_out(bundle, table)
     label = any_label(table, labels)[order] if labels else None
     classes = table.labels["class"][order] if "class" in table.labels and not labels else None
-    page = reports.make(bundle, ready.prepared, history, label, classes=classes)
+    kinds = examples.KINDS.get(ready.source.get("example", ""), ())
+    page = reports.make(bundle, ready.prepared, history, label, classes=classes, kinds=kinds)
     page.write(out / "report")
     (out / "card.md").write_text(page.card)
 
@@ -497,7 +523,7 @@ class _Progress:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-            self._bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"),
+            self._bar = Progress(TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[state]}"),
                                  TimeElapsedColumn(), console=Console(stderr=True))
             self._bar.start()
             self._task = self._bar.add_task(f"{self._recipe.model}", total=self._recipe.epochs, state="starting")
@@ -508,10 +534,12 @@ class _Progress:
             self._bar.stop()
 
     def __call__(self, epoch: Epoch, history: History) -> None:
+        if self._bar is not None:                                    # 80 columns hold it beside a bar
+            self._bar.update(
+                self._task, completed=epoch.number, description=f"epoch {epoch.number} of {self._recipe.epochs}",
+                state=f"held out {epoch.held_out:.4g}, best {history.best_loss:.4g} at {history.best}")
+            return
         state = (f"epoch {epoch.number}: training {epoch.train:.4g}, held out {epoch.held_out:.4g} "
                  f"(best {history.best_loss:.4g} at {history.best}), {history.windows_per_s:,.0f} windows/s")
-        if self._bar is not None:
-            self._bar.update(self._task, completed=epoch.number, state=state)
-            return
         if epoch.number == 1 or epoch.number % 10 == 0 or history.stopped:
             _say(state + (f"; stopped: {history.stopped}" if history.stopped else ""))

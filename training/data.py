@@ -65,6 +65,22 @@ def constant(table: Table) -> list[str]:
             if name not in table.context and np.nanmin(column) == np.nanmax(column)]
 
 
+def stand_in(table: Table) -> tuple[float, list[str]] | None:
+    """A number that looks as if it stood for missing values, and its channels: the least or greatest value of two or
+    more channels, repeated, and further from all their other values than these are from each other. None without."""
+    found: dict[float, list[str]] = {}
+    for name, column in zip(table.channels, table.values.T, strict=True):
+        values, counts = np.unique(column[np.isfinite(column)], return_counts=True)
+        if len(values) < 4:
+            continue
+        for value, count, gap, span in ((values[0], counts[0], values[1] - values[0], values[-1] - values[1]),
+                                        (values[-1], counts[-1], values[-1] - values[-2], values[-2] - values[0])):
+            if count >= 3 and gap > span:
+                found.setdefault(float(value), []).append(name)
+    shared = {value: names for value, names in found.items() if len(names) > 1}
+    return max(shared.items(), key=lambda one: len(one[1])) if shared else None
+
+
 def _round(value: float) -> float:
     return float(f"{value:.1g}")
 

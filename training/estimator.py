@@ -126,6 +126,8 @@ class AutoencoderModel(TransformerMixin, BaseEstimator):
     def sample(self, count: int, seed: int = 0) -> np.ndarray:
         """Windows that were never measured, in the channels' units. (count, T, C)."""
         check_is_fitted(self, "model_")
+        if count < 1:
+            raise BadInput(f"count is {count}: give 1 or more")
         sampler = generate.fit_sampler(self.model_, fill(self.replay_.windows))
         return self._unscale(sampler.sample(count, seed))
 
@@ -172,7 +174,11 @@ class AutoencoderModel(TransformerMixin, BaseEstimator):
 
     def _windows(self, X: np.ndarray, scaled: bool = True) -> np.ndarray:
         """(n, C) or (N, T, C) -> (N, T, C) float32."""
-        array = np.asarray(X, dtype=np.float32)
+        try:
+            array = np.asarray(X, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"X is no array of numbers ({error}): give rows (n, C), or windows (N, {self.window}, C)"
+                           ) from error
         if array.ndim == 2:
             if len(array) < self.window:
                 raise BadInput(f"{len(array)} rows are fewer than one window of {self.window}: give more, or window=")

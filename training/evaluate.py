@@ -24,6 +24,24 @@ if TYPE_CHECKING:
     from training.spool import Spool
 
 WEEK_MS = 7 * 24 * 3600 * 1000
+WORDS = {                  # what figures are, for people
+    "scored_rows": "rows with a whole window behind them; shares and rates are of these",
+    "over_threshold_share": "of the rows, by score alone",
+    "anomalous_share": "of the rows, inside an episode",
+    "label_share": "of the rows are labelled anomalous",
+    "f1": "row by row, called by episodes",
+    "far_percent": "of normal rows are called anomalous",
+    "mar_percent": "of anomalous rows are missed",
+    "always_alarm_f1": "f1, were every row called anomalous",
+    "average_precision": "row by row, over all thresholds",
+    "event_f1": "a labelled range counts once, found or missed",
+    "range_f1": "by how much of each range and alert overlaps; mean over devices",
+    "events_found_share": "of labelled ranges",
+    "false_alerts": "that touch no labelled range",
+    "median_delay_s": "from the begin of a range to its alert",
+    "vus_pr": "over all thresholds and tolerances of time; mean over devices",
+    "zscore_vus_pr": "the same of a row's largest scaled value: what the model must beat",
+}
 SCORED_ROWS = 1 << 14      # that are in memory at once, where rows lie on disk
 
 
@@ -135,7 +153,7 @@ def score_laid(bundle: Bundle, laid: "Spool") -> Judged:
         is_anomaly[low:high] = verdict.is_anomaly
         opened += sum(event.kind == "opened" for event in verdict.events)
     if not np.isfinite(score).any():
-        raise BadInput(f"no run of {contract.window} rows without a gap")
+        raise BadInput(f"no run of {contract.window} rows without a gap, which a score needs: give more rows")
     return Judged(contract, laid.devices, device, score, is_anomaly, zscore, opened, bundle.scorer.threshold)
 
 
@@ -222,8 +240,8 @@ def any_label(table: Table, names: tuple[str, ...]) -> np.ndarray:
 
 
 def to_lines(figures: dict[str, Any]) -> list[str]:
-    """Aligned lines for people."""
+    """Aligned lines for people: name, figure, and what it is where the name does not say it."""
     width = max(len(name) for name in figures)
-    return [f"{name:<{width}}  {value:.4g}" for name, value in figures.items()]
-
-
+    told = {name: f"{value:,.0f}" if value == round(value) else f"{value:.4g}" for name, value in figures.items()}
+    figure_width = max(map(len, told.values()))
+    return [f"{name:<{width}}  {told[name]:<{figure_width}}  {WORDS.get(name, '')}".rstrip() for name in figures]

@@ -16,6 +16,7 @@ from pipeline.formats.files import Table
 APART_MS = 1_000_000     # between two pictures: no window spans them
 RATE_HZ, FRAME, STEP = 8000, 256, 256
 INSTRUMENTS = ("pure", "reed", "string", "bell")
+KINDS = {"tones": INSTRUMENTS}      # names of an example's classes, where these are not their numbers
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ def tones(count: int = 1200, seed: int = 0) -> Example:
 
 
 EXAMPLES: dict[str, Callable[[], Example]] = {"digits": digits, "tones": tones}
+
+
+def classes(name: str, devices: Sequence[str]) -> np.ndarray:
+    """The class of each of these pictures of an example, by their names. (n,)"""
+    table = EXAMPLES[name]().table
+    first = np.flatnonzero(np.diff(table.device, prepend=-1))
+    of_each = dict(zip(table.devices, table.labels["class"][first], strict=True))
+    return np.array([of_each[device] for device in devices])
 
 
 def is_named(sources: Sequence[str]) -> bool:

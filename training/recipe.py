@@ -3,7 +3,8 @@
 A recipe and the data decide the weights on CPU, so the bundle's manifest carries it whole. No torch in here.
 """
 
-from typing import Any, Literal
+import difflib
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -100,7 +101,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             ("beta_warmup", 0, 1 << 20), ("adversary", 0, 1e9), ("warmup_steps", 0, 1 << 30), ("seed", 0, 1 << 62),
         ):
             if not low <= getattr(self, name) <= high:
-                raise BadInput(f"recipe.{name} is {getattr(self, name)}; give {low:g} to {high:g}")
+                raise BadInput(f"recipe.{name} is {getattr(self, name)}; give {low:.7g} to {high:.7g}")
         if self.hidden and min(self.hidden) < 1:
             raise BadInput(f"recipe.hidden is {list(self.hidden)}; give widths of at least 1, for example [64]")
 
@@ -121,7 +122,17 @@ def parse_recipe(raw: object, changes: dict[str, Any] | None = None) -> Recipe:
     """
     if raw is not None and not isinstance(raw, dict):
         raise BadInput("recipe: give a map of settings, for example {model: conv, epochs: 40}")
+    wishes = {**(raw or {}), **(changes or {})}
+    for name in wishes:
+        if name not in Recipe.__struct_fields__:
+            near = difflib.get_close_matches(str(name), Recipe.__struct_fields__, 1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(Recipe.__struct_fields__)}"
+            raise BadInput(f"recipe: no setting {name!r}; {hint}")
+    for name, kind in get_type_hints(Recipe).items():
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        if choices and name in wishes and wishes[name] not in choices:
+            raise BadInput(f"recipe.{name} is {wishes[name]!r}; give one of {', '.join(map(str, choices))}")
     try:
-        return msgspec.convert({**(raw or {}), **(changes or {})}, Recipe, strict=False)
+        return msgspec.convert(wishes, Recipe, strict=False)
     except msgspec.ValidationError as error:
-        raise BadInput(f"recipe: {error}; `narrows train --help` lists the settings") from error
+        raise BadInput(f"recipe: {error}; docs/training.md lists the settings and their values") from error

@@ -114,6 +114,7 @@ def in_memory(table: Table, asked: Asked, source: dict[str, Any], masks: Masks =
     contract = asked.contract or data.derive_contract(table, **asked.sizes)
     if asked.contract is None:
         _tell_constant(data.constant(table))
+        _tell_stand_in(data.stand_in(table))
     masked = any_label(table, asked.labels) > 0 if asked.labels else np.zeros(len(table), bool)
     _tell_labelled(int(masked.sum()))
     if not (asked.labels or asked.accept):
@@ -150,6 +151,8 @@ def on_disk(laid: Spool, asked: Asked, source: dict[str, Any], most: int, masks:
     odd, rows = laid.find_odd(contract, most, (known,))
     laid.cut(contract, (known, rows) if _is_trimmed(odd, asked, source) else (known,))
     table, prepared = laid.prepare(contract, most, pardoned)
+    if asked.contract is None:
+        _tell_stand_in(data.stand_in(table))
     _say(f"{len(laid):,} rows of {len(laid.devices)} devices lie on disk; constants, baselines and report come from "
          f"{len(table):,} of them")
     source |= {"rows": len(laid), "devices": len(laid.devices), "masked_rows": laid.count_masked(),
@@ -187,6 +190,13 @@ def _tell_constant(names: list[str]) -> None:
     for name in names:
         _say(f"channel {name!r} never moves in these rows: any move of it will be an anomaly. For a command or set "
              f"point use --context-columns {name}; --ignore-columns {name} leaves it out")
+
+
+def _tell_stand_in(found: tuple[float, list[str]] | None) -> None:
+    if found is not None:
+        value, names = found
+        _say(f"{value:g} lies far from all other values of {', '.join(names)}: if it stands for a missing value, "
+             f"train again with --missing {value:g}")
 
 
 def _say(line: str) -> None:

@@ -151,6 +151,10 @@ def test_bad_shapes_are_refused_with_what_to_give(fitted: AutoencoderModel) -> N
         fitted.transform(np.zeros((20, 2)))
     with pytest.raises(BadInput, match="no value in any row"):
         small().fit(np.full((100, 2), np.nan))
+    with pytest.raises(BadInput, match=r"no array of numbers.*give rows"):
+        small().fit([["on", "off"]] * 100)                           # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="give 1 or more"):
+        fitted.sample(0)
 
 
 def test_a_file_that_is_none_or_of_other_parameters_and_a_latent_of_another_size_are_refused(

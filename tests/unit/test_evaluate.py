@@ -15,7 +15,7 @@ from pipeline.errors import BadInput
 from pipeline.formats.files import FileOptions, read_tables
 from tests.support.models import small_contract, write_small_bundle
 from training import evaluate
-from training.evaluate import WEEK_MS, Scored, any_label, measure, score_laid, score_table
+from training.evaluate import WEEK_MS, Scored, any_label, measure, score_laid, score_table, to_lines
 from training.make_baseline import make_baseline_bundle
 from training.prepare import prepare
 from training.spool import spool
@@ -126,3 +126,8 @@ def test_an_example_is_judged_by_its_name_and_has_no_labels(tmp_path: Path) -> N
         app, ["evaluate", "digits", "--bundle", str(tmp_path / "bundle"), "--label-column", "class"])
     assert isinstance(done.exception, BadInput)
     assert "--label-column" in str(done.exception)
+
+
+def test_figures_for_people_print_counts_in_full_and_say_what_they_are() -> None:
+    assert to_lines({"rows": 11764.0, "mar_percent": 17.048, "weeks": 0.0}) == [
+        "rows         11,764", "mar_percent  17.05   of anomalous rows are missed", "weeks        0"]

@@ -1,6 +1,7 @@
 """`narrows train`, `tune`, `evaluate`, `report` as a person types them."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ pytest.importorskip("torch")
 from pipeline.cli.main import app
 from pipeline.errors import BadInput
 from pipeline.registry.bundle import load_bundle
+from training.cli import _Progress
+from training.history import Epoch, History
 from training.recipe import Recipe, parse_recipe
 
 
@@ -121,8 +124,11 @@ def test_a_search_that_gains_nothing_says_so(folder: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(("options", "message"), [
     (("--set", "rat=1"), "rat"), (("--set", "rate"), "NAME=VALUE"), (("--model", "lstm"), "give one of dense"),
     (("--set", "rate=-1"), "recipe.rate"), (("--rows", "890:"), "rows"), (("--device-column", "x"), "no column"),
-    ((), "--label-column anomaly"),
-], ids=["setting", "no value", "family", "bad value", "too few rows", "no such column", "labelled rows"])
+    ((), "--label-column anomaly"), (("--set", "rat=1"), "did you mean rate"), (("--nominal", "3"), "0.01 for 1 %"),
+    (("--set", "loss=l2"), "recipe.loss is 'l2'; give one of mse, mae"), (("--set", "rate=fast"), "docs/training.md"),
+    (("--alerts-per-device-week", "0"), "a rate over 0"), (("--epochs", "0"), "give 1 to 1048576"),
+], ids=["setting", "no value", "family", "bad value", "too few rows", "no such column", "labelled rows", "near name",
+        "share", "choice", "kind of value", "alert rate", "range"])
 def test_what_can_not_be_done_is_said_with_what_to_do(folder: Path, options: tuple[str, ...], message: str) -> None:
     with pytest.raises(BadInput, match=message) as error:
         call("train", folder / "pump.csv", "--out", folder / "other", *options)
@@ -133,6 +139,20 @@ def test_what_can_not_be_done_is_said_with_what_to_do(folder: Path, options: tup
 def test_a_label_column_of_a_topic_is_refused(folder: Path) -> None:
     with pytest.raises(BadInput, match="a topic's rows have none"):
         call("train", "--from-topic", "readings", "--label-column", "anomaly", "--out", folder / "other")
+
+
+@pytest.mark.parametrize("option", [("--rows", "0:10"), ("--label-column", "bad"), ("--window", "4")])
+def test_an_example_takes_no_option_that_it_would_pass_over(option: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=f"digits is an example.*leave {option[0]} out"):
+        call("train", "digits", "--model", "pca", "--out", tmp_path / "bundle", *option)
+
+
+def test_a_report_on_an_example_knows_its_classes(tmp_path: Path) -> None:
+    call("train", "digits", "--model", "pca", "--no-report", "--out", tmp_path / "bundle")
+    call("report", tmp_path / "bundle", "digits", "--out", tmp_path / "pictures")
+    told = re.search(r"rightly in: pca (\d+)", (tmp_path / "pictures" / "card.md").read_text())
+    assert told is not None
+    assert int(told[1]) > 80
 
 
 def test_rows_that_are_mostly_anomalous_are_refused_though_nothing_says_which(folder: Path) -> None:
@@ -212,6 +232,16 @@ def test_a_channel_that_never_moves_is_told_and_kept(tmp_path: Path) -> None:
     assert load_bundle(tmp_path / "bundle").contract.names == ("a", "b")
 
 
+def test_a_number_that_stands_for_missing_values_is_told_with_the_option(tmp_path: Path) -> None:
+    gone = np.arange(300) % 50 < 2
+    a, b = np.sin(np.arange(300) / 7).round(3), np.cos(np.arange(300) / 9).round(3)
+    marked = write(tmp_path / "pump.csv", a=np.where(gone, -200, a), b=np.where(gone, -200, b))
+    options = ("--model", "var", "--no-report", "--accept-shift", "--out", tmp_path / "bundle")
+    assert "-200 lies far from all other values of a, b" in call("train", marked, *options).stderr
+    assert "-200" not in call("train", marked, *options, "--missing", "-200").stderr
+    assert "lies far" not in call("train", write(tmp_path / "clean.csv"), *options).stderr
+
+
 def test_a_column_without_a_value_is_told_and_left_out(tmp_path: Path) -> None:
     done = call("train", write(tmp_path / "pump.csv", b=np.full(300, "")), "--out", tmp_path / "bundle", "--model",
                 "var", "--no-report")
@@ -253,3 +283,18 @@ def test_memory_that_runs_out_is_told_with_the_setting(folder: Path, monkeypatch
     with pytest.raises(BadInput, match="--memory-mb") as error:
         call("train", folder / "pump.csv", "--out", folder / "other")
     assert error.value.exit_code == 3
+
+
+def test_the_line_of_progress_leaves_room_for_its_bar_on_80_columns() -> None:
+    shown: dict[str, str] = {}
+
+    class Bar:
+        def update(self, _: object, *, completed: int, description: str, state: str) -> None:
+            shown.update(description=description, state=state)
+
+    progress = _Progress(Recipe(epochs=1000))
+    progress._bar, progress._task = Bar(), None
+    epoch = Epoch(number=1000, train=0.001234567, held_out=0.0001234567, rate=1e-3, seconds=1.0)
+    progress(epoch, History(epochs=[epoch], best=1000, best_loss=0.0001234567))
+    assert shown["description"] == "epoch 1000 of 1000"
+    assert len(shown["description"]) + len(shown["state"]) + len(" " * 3 + "0:00:00") <= 80
