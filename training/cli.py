@@ -444,6 +444,8 @@ def _torch(
 
     torch.set_num_threads(threads)
     state = out.with_name(f"{out.name}.checkpoint")
+    if resume and not state.exists():
+        _say(f"there is no {state} to go on from: training begins anew")
     with _Progress(recipe) as progress:
         try:
             made = train_on_windows(

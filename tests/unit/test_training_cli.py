@@ -136,6 +136,12 @@ def test_what_can_not_be_done_is_said_with_what_to_do(folder: Path, options: tup
     assert not (folder / "other").exists()
 
 
+def test_a_resume_without_a_checkpoint_says_that_it_begins_anew(folder: Path) -> None:
+    done = call("train", folder / "pump.csv", "--rows", "0:600", "--window", 8, "--set", "epochs=1", "--resume",
+                "--no-report", "--accept-shift", "--out", folder / "anew")
+    assert "anew.checkpoint to go on from: training begins anew" in done.stderr
+
+
 def test_a_label_column_of_a_topic_is_refused(folder: Path) -> None:
     with pytest.raises(BadInput, match="a topic's rows have none"):
         call("train", "--from-topic", "readings", "--label-column", "anomaly", "--out", folder / "other")
