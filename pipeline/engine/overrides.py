@@ -30,6 +30,10 @@ SYMBOLS: tuple[Symbol, ...] = (
         "one message a poll; generation read after the fetch; continuity guard",
     ),
     Symbol(
+        "faust.transport.consumer:ThreadDelegateConsumer._getmany", "f9d47aa9010b",
+        "partitions of which records are left wait at the broker",
+    ),
+    Symbol(
         f"{_CONSUMER}.perform_seek", "0e8c130ff4b0",
         "explicit start for every partition; read offset cleared for the replay",
     ),

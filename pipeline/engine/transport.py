@@ -11,7 +11,7 @@ a seek back, one that begins earlier is trimmed. Every override is named, with i
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -54,23 +54,23 @@ class Fetched(NamedTuple):
     since: int
 
 
-def in_shares(poll: list[Fetched], most: int | None) -> Iterator[list[Fetched]]:
-    """A poll as batches of at most so many records, each with an equal share of every partition that has some left.
+def next_batch(left: dict[TP, Fetched], most: int | None) -> list[Fetched]:
+    """Take at most so many records out of what is left, an equal share of each partition.
 
     aiokafka's own limit empties one partition after the other: behind a backlog the last would wait for all others.
     """
-    while poll and most is not None:
-        share, left = max(1, most // len(poll)), []
-        batch = []
-        for one in poll[:most]:
-            mine, rest = one.records.take(slice(share)), one.records.take(slice(share, None))
-            batch.append(one._replace(records=mine))
-            if rest:
-                left.append(one._replace(records=rest, since=int(mine.offset[-1]) + 1))
-        yield batch
-        poll = poll[most:] + left
-    if poll:
-        yield poll
+    if most is None:
+        batch = list(left.values())
+        left.clear()
+        return batch
+    batch, share = [], max(1, most // max(1, len(left)))
+    for tp in list(left)[:most]:
+        one = left.pop(tp)
+        mine, rest = one.records.take(slice(share)), one.records.take(slice(share, None))
+        batch.append(one._replace(records=mine))
+        if rest:    # behind the others, whose turn comes first
+            left[tp] = one._replace(records=rest, since=int(mine.offset[-1]) + 1)
+    return batch
 
 
 class Keeper(Protocol):
@@ -164,6 +164,7 @@ class BatchConsumer(driver.Consumer):
         self.begun: dict[TP, Begin] = {}
         self._expect: dict[TP, int] = {}
         self._sought: dict[TP, tuple[int, int]] = {}
+        self._left: dict[TP, Fetched] = {}    # fetched, and not yet of a batch
         self.rewinds = 0
 
     def _new_consumer_thread(self) -> Thread:
@@ -175,7 +176,7 @@ class BatchConsumer(driver.Consumer):
         commits = await self._thread.committed()
         new = [tp for tp in tps if tp not in commits]
         starts = await self._thread.starts(new, self.settings.start) if new else {}
-        self.begun, self._expect, self._sought = {}, {}, {}
+        self.begun, self._expect, self._sought, self._left = {}, {}, {}, {}
         for tp in tps:
             if tp in commits:
                 offset, metadata = commits[tp]
@@ -189,14 +190,18 @@ class BatchConsumer(driver.Consumer):
         if tps:
             await self._thread.seek_wait(dict(self._expect))
 
+    async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
+        """Of partitions that have nothing left: what comes of the others waits at the broker."""
+        wanted = (active_partitions or set()) - self._left.keys()
+        return await super()._getmany(wanted, timeout) if wanted else {}
+
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[TP, ConsumerMessage]]:
-        records, _ = await self._wait_next_records(timeout)
+        records, _ = await self._wait_next_records(0.0 if self._left else timeout)
         # Read after the fetch: aiokafka waits through a rebalance and hands the first fetch of the new assignment to
         # the old call, which a generation read before it would drop.
         generation = self.app.consumer_generation_id
         if records is None or self.should_stop:
             return
-        polls: dict[str, list[Fetched]] = defaultdict(list)
         for raw_tp, found in records.items():
             tp = TP(*raw_tp)
             expected = self._expect.get(tp)
@@ -220,14 +225,16 @@ class BatchConsumer(driver.Consumer):
                 continue
             self._expect[tp] = int(found.offset[-1]) + 1
             end = self.highwater(tp)
-            polls[tp.topic].append(Fetched(tp, found, -1 if end is None else end, self.begun[tp], expected))
-        for topic, poll in polls.items():
-            for fetched in in_shares(poll, self.settings.most):
-                tp, last = fetched[0].tp, fetched[0].records
-                yield tp, ConsumerMessage(
-                    topic, tp.partition, int(last.offset[-1]), int(last.timestamp[-1]) / 1e3, 0, [], None, fetched,
-                    None, 0, 0, tp, generation_id=generation,
-                )
+            self._left[tp] = Fetched(tp, found, -1 if end is None else end, self.begun[tp], expected)
+        polls: dict[str, list[Fetched]] = defaultdict(list)
+        for one in next_batch(self._left, self.settings.most):
+            polls[one.tp.topic].append(one)
+        for topic, fetched in polls.items():
+            tp, last = fetched[0].tp, fetched[0].records
+            yield tp, ConsumerMessage(
+                topic, tp.partition, int(last.offset[-1]), int(last.timestamp[-1]) / 1e3, 0, [], None, fetched, None,
+                0, 0, tp, generation_id=generation,
+            )
 
     def on_buffer_full(self, tp: TP) -> None:
         """Nothing: a poll has one message, put down to one of its partitions, and waits until the queue takes it."""
@@ -260,6 +267,7 @@ class BatchConsumer(driver.Consumer):
         for tp in revoked:   # first, so that nothing begins anew from a fetch that is still on its way to the agent
             self.begun.pop(tp, None)
             self._expect.pop(tp, None)
+            self._left.pop(tp, None)
         await self.settings.keeper.drop(revoked)
         await super().on_partitions_revoked(revoked)
 
