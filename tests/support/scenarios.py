@@ -242,8 +242,8 @@ def broker_killed(world: World, seed: int, kafka: LocalKafka) -> Counts:
     return {"broker_back_s": commit_beyond(world, at, 180)} | finish(world)
 
 
-def broker_away(world: World, seed: int, kafka: LocalKafka, seconds: float = 20) -> Counts:
-    """The only broker stopped for a while."""
+def broker_away(world: World, seed: int, kafka: LocalKafka, seconds: float = 60) -> Counts:
+    """The only broker stopped for a minute."""
     world.start("one")
     commit_beyond(world)
     at = sum(world.committed().values())
