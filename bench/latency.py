@@ -59,7 +59,7 @@ class Case:
 
 
 CASES = (
-    Case("narrows, hop 32, fetch_max_wait_ms 10", 32, 10, Goals(15.0, 30.0, GOAL_PAUSE_MS, 0.25)),
+    Case("narrows, hop 32, fetch_max_wait_ms 15", 32, 15, Goals(15.0, 30.0, GOAL_PAUSE_MS, 0.25)),
     Case("confluent-kafka loop, hop 32", 32, None, Goals()),
     Case("narrows, hop 1, fetch_max_wait_ms 20", 1, 20, Goals(20.0, 40.0, GOAL_PAUSE_MS, 0.40)),
 )
