@@ -33,6 +33,8 @@ def reconstruction(kind: str, rebuilt: Tensor, batch: Batch) -> Tensor:
 
     cross_entropy compares the logistic of both, so that its least lies where `rebuilt` is the target, in scaled units.
     """
+    if kind == "mse" and batch.weight is None:
+        return functional.mse_loss(rebuilt, batch.target)   # one pass each way, for the loss that is asked for most
     if kind == "mse":
         error = (rebuilt - batch.target) ** 2
     elif kind == "mae":
@@ -68,20 +70,20 @@ def seen(batch: Batch, recipe: Recipe) -> Tensor:
     return x.detach().requires_grad_() if recipe.contractive else x
 
 
-def penalties(model: "Autoencoder", z: Tensor, x: Tensor) -> Tensor:
-    """The recipe's penalties on the latent and the weights, which any family can take; scalar.
+def penalties(model: "Autoencoder", z: Tensor, x: Tensor) -> Tensor | float:
+    """The recipe's penalties on the latent and the weights, which any family can take; scalar, 0 where there are none.
 
     z : (B,D), made from x, from `seen`.
     """
     recipe = model.recipe
-    total = z.new_zeros(())
+    total: Tensor | float = 0.0
     if recipe.sparse:
         total = total + recipe.sparse * z.abs().mean()
     if recipe.contractive:
         total = total + recipe.contractive * contraction(z, x)
     if recipe.l1:
         weights = model.weights_of(model.parts[0])
-        total = total + recipe.l1 * sum((weight.abs().sum() for weight in weights), z.new_zeros(()))
+        total = total + recipe.l1 * sum(weight.abs().sum() for weight in weights)
     return total
 
 
