@@ -19,7 +19,7 @@ from bench.peers.meter import Meter
 from bench.peers.same_work import GC_THRESHOLDS, Autoencoder, Windows, columns, decode, result
 
 COMMIT_EVERY_S = 1.0
-BATCH = 10_000
+BATCH = 40_000
 WAIT_S, QUICK_WAIT_S = 0.1, 0.01   # for a whole batch
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     consumer = Consumer({
         "bootstrap.servers": bootstrap, "group.id": group, "enable.auto.commit": False, "auto.offset.reset": "earliest",
         "fetch.queue.backoff.ms": 10, "fetch.wait.max.ms": 10, "queued.min.messages": 200_000,
-        "queued.max.messages.kbytes": 1 << 17, "fetch.message.max.bytes": 1 << 20,
+        "queued.max.messages.kbytes": 1 << 17, "fetch.message.max.bytes": 4 << 20,
     })
     producer = Producer({
         "bootstrap.servers": bootstrap, "acks": "all", "enable.idempotence": True, "linger.ms": linger_ms,
