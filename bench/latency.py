@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -30,6 +31,7 @@ from bench.results import Measurement, machine, options, print_table, report
 from bench.stream_data import make_bundle
 from pipeline import topics
 from pipeline.local import LocalKafka
+from pipeline.registry.bundle import Bundle
 from pipeline.sinks import read_score
 
 RATE, DEVICES, PARTITIONS = 5_000, 400, 4
@@ -92,17 +94,8 @@ def run(folder: Path, bootstrap: str, case: Case, seconds: int) -> Seen:
         offset_of = lambda value: read(value).offset  # noqa: E731
     else:
         output = f"{name}.narrows.scores"
-        config = folder / f"{name}.yaml"
-        config.write_text(yaml.safe_dump({
-            "kafka": {"bootstrap": bootstrap, "group": name, "topic_prefix": f"{name}."},
-            "registry": {"path": str(folder / f"registry-{name}")},
-            "worker": {"metrics_port": 0, "fetch_max_wait_ms": case.wait_ms},
-            "streams": {"bench": {
-                "topic": topic, "contract": str(bundle.folder / "contract.json"), "bundle": str(bundle.folder),
-                "outputs": {"scores": True},
-            }},
-        }), encoding="utf-8")
-        command = ["pipeline.cli.main", "worker", "--config", str(config)]
+        registry, stream = folder / f"registry-{name}", {"bundle": str(bundle.folder)}
+        command = worker_of(folder, bootstrap, name, bundle, registry, stream, fetch_max_wait_ms=case.wait_ms)
         offset_of = lambda value: read_score(value).offset  # noqa: E731
     with child(folder / f"{name}.log", command) as subject:
         load = ["bench.peers.steady_load", bootstrap, topic, RATE, DEVICES, PARTITIONS]
@@ -125,6 +118,25 @@ def run(folder: Path, bootstrap: str, case: Case, seconds: int) -> Seen:
     if len(late) < RATE * seconds / case.hop / 2:
         raise RuntimeError(f"{case.name}: {len(late)} results are fewer than half of what the load gives")
     return Seen(np.array(late, float), core, float(np.diff(np.unique(times)).max()))
+
+
+def worker_of(
+    folder: Path, bootstrap: str, name: str, bundle: Bundle, registry: Path, stream: dict[str, Any], **worker: Any
+) -> list[str]:
+    """The command of a worker that scores NAME-readings by the bundle's contract; its configuration is written.
+
+    stream, worker : settings beside those.
+    """
+    config = folder / f"{name}.yaml"
+    config.write_text(yaml.safe_dump({
+        "kafka": {"bootstrap": bootstrap, "group": name, "topic_prefix": f"{name}."},
+        "registry": {"path": str(registry)}, "worker": {"metrics_port": 0, **worker},
+        "streams": {"bench": {
+            "topic": f"{name}-readings", "contract": str(bundle.folder / "contract.json"), "outputs": {"scores": True},
+            **stream,
+        }},
+    }), encoding="utf-8")
+    return ["pipeline.cli.main", "worker", "--config", str(config)]
 
 
 def written(bootstrap: str, topic: str) -> int:

@@ -3,8 +3,8 @@
     python -m bench.swap [--swaps N] [--quick] [--check] [--json OUT] [--docs PAGE]
 
 The load of bench.latency, every row scored (hop 1). The worker runs for a while as it is, then one bundle after the
-other is promoted, three of them in turn, so that each swap opens its model anew. Every record of the input
-must have one score, by one model; the models must follow each other in the order of promotion, in each partition.
+other is promoted, three of them in turn, so that each swap opens its model anew. Every record of the input must have
+one score, by one model; the models must follow each other in the order of promotion, in each partition.
 """
 
 import sys
@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import yaml
 
 from bench.latency import (
     DEVICES,
@@ -33,6 +32,7 @@ from bench.latency import (
     child,
     is_still,
     wait_until,
+    worker_of,
     written,
 )
 from bench.results import Measurement, machine, median_of, options, print_table, report
@@ -76,18 +76,15 @@ def run(folder: Path, bootstrap: str, swaps: int) -> list[Measurement]:
     registry = Registry(folder / "registry")
     bundles = [make_bundle(folder / f"bundle{seed}", 1, STEP_MS, seed) for seed in range(BUNDLES)]
     digests = [registry.publish("bench", folder / f"bundle{seed}") for seed in range(BUNDLES)]
-    promoted = [(digests[0], now_ms())]
-    registry.promote("bench", digests[0], now_ms=now_ms())
-    config = folder / f"{name}.yaml"
-    config.write_text(yaml.safe_dump({
-        "kafka": {"bootstrap": bootstrap, "group": name, "topic_prefix": f"{name}."},
-        "registry": {"path": str(folder / "registry")}, "worker": {"metrics_port": 0},
-        "streams": {"bench": {
-            "topic": topic, "contract": str(bundles[0].folder / "contract.json"), "outputs": {"scores": True},
-        }},
-    }), encoding="utf-8")
+    promoted: list[tuple[str, int]] = []
+
+    def promote(number: int) -> None:
+        promoted.append((digests[number % BUNDLES], now_ms()))
+        registry.promote("bench", promoted[-1][0], now_ms=promoted[-1][1])
+
+    promote(0)
     log = folder / "worker.log"
-    with child(log, ["pipeline.cli.main", "worker", "--config", str(config)]) as worker:
+    with child(log, worker_of(folder, bootstrap, name, bundles[0], folder / "registry", {})) as worker:
         load = ["bench.peers.steady_load", bootstrap, topic, RATE, DEVICES, PARTITIONS]
         with child(folder / "load.log", list(map(str, load))):
             wait_until(lambda: written(bootstrap, scores) > 0, worker, START_LIMIT_S)
@@ -96,8 +93,7 @@ def run(folder: Path, bootstrap: str, swaps: int) -> list[Measurement]:
             time.sleep(CALM_S)
             began, memory = now_ms(), []
             for number in range(1, swaps + 1):
-                promoted.append((digests[number % BUNDLES], now_ms()))
-                registry.promote("bench", digests[number % BUNDLES], now_ms=now_ms())
+                promote(number)
                 wait_until(partial(has_swapped, log, number * PARTITIONS), worker, SWAP_LIMIT_S)
                 time.sleep(REST_S)
                 memory.append(process.memory_info().rss / MIB)

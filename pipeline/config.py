@@ -297,9 +297,18 @@ class Match(_Part, frozen=True):
     device_prefix: str | None = None
     devices: tuple[str, ...] = ()
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether every device belongs."""
+        return self.device_prefix is None and not self.devices
+
+    def takes(self, device: str) -> bool:
+        """Whether this device belongs, where not all do."""
+        return device in self.devices or (self.device_prefix is not None and device.startswith(self.device_prefix))
+
     def overlaps(self, other: "Match") -> bool:
         """Whether a device can belong to both."""
-        if any(one.device_prefix is None and not one.devices for one in (self, other)):
+        if self.takes_all or other.takes_all:
             return True
         names = [(*one.devices, *([] if one.device_prefix is None else [one.device_prefix])) for one in (self, other)]
         return bool(set(self.devices) & set(other.devices)) or any(

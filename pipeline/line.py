@@ -60,9 +60,8 @@ class Match(Protocol):
     """Which devices of the topic belong to the stream."""
 
     @property
-    def device_prefix(self) -> str | None: ...
-    @property
-    def devices(self) -> tuple[str, ...]: ...
+    def takes_all(self) -> bool: ...
+    def takes(self, device: str) -> bool: ...
 
 
 class OutputTopics(NamedTuple):
@@ -107,7 +106,6 @@ class Line:
         self._outputs = outputs
         self._match = match
         self._takes_nameless = takes_nameless
-        self._matches_all = match.device_prefix is None and not match.devices
         self._decoder = make_decoder(contract, spec)
         self._bits = INDEX_BITS if spec.encoding == "arrow" else 0   # of a row's name, for its place in its record
         self._rules = rules
@@ -331,7 +329,7 @@ class Line:
             channel = readings.channel if isinstance(readings, LongReadings) else None
             numbers: Float = readings.value if isinstance(readings, LongReadings) else readings.values
             index = None if isinstance(readings, LongReadings) else readings.index
-            if not self._matches_all:
+            if not self._match.takes_all:
                 own = np.flatnonzero(self._owned(device))
                 self.counts["unmatched"] += len(kept) - len(own)
                 device = take_names(device, own)
@@ -367,13 +365,9 @@ class Line:
     def _owned(self, devices: Sequence[str]) -> np.ndarray:
         """Which of these names are of this stream. (n,) bool."""
         if not isinstance(devices, Names):
-            return np.array([self._belongs(name) for name in devices], bool)
+            return np.array([self._match.takes(name) for name in devices], bool)
         used, which = devices.used()
-        return np.array([self._belongs(name) for name in used], bool)[which]
-
-    def _belongs(self, device: str) -> bool:
-        prefix = self._match.device_prefix
-        return device in self._match.devices or (prefix is not None and device.startswith(prefix))
+        return np.array([self._match.takes(name) for name in used], bool)[which]
 
     def _take_result(self, result: Result, outputs: list[Record]) -> None:
         for scored in result.scored:
@@ -500,10 +494,10 @@ class Line:
 
     def _is_ours(self, key: bytes | None, value: bytes | None) -> bool:
         """Whether a record that can't be read is this stream's to report: one dead letter a record, by one stream."""
-        if self._matches_all:
+        if self._match.takes_all:
             return True
         device = self._decoder.device_of(value, key)
-        return self._takes_nameless if device is None else self._belongs(device)
+        return self._takes_nameless if device is None else self._match.takes(device)
 
     def _dead_letters(self, part: Part, rejects: Rejects) -> list[Record]:
         records = []

@@ -24,7 +24,7 @@ from safetensors.torch import save as save_tensors
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from pipeline.core.windows import fill
+from pipeline.core.windows import every, fill
 from pipeline.errors import BadInput
 from training import generate, loop
 from training.incremental import Replay, as_rows, train_on
@@ -182,7 +182,7 @@ class AutoencoderModel(TransformerMixin, BaseEstimator):
         if array.ndim == 2:
             if len(array) < self.window:
                 raise BadInput(f"{len(array)} rows are fewer than one window of {self.window}: give more, or window=")
-            array = np.lib.stride_tricks.sliding_window_view(array, self.window, axis=0).transpose(0, 2, 1)
+            array = every(array, self.window)
         if array.ndim != 3 or array.shape[1] != self.window:
             raise BadInput(f"X is {np.shape(X)}: give rows (n, C), or windows (N, {self.window}, C)")
         if scaled and array.shape[2] != self.n_features_in_:

@@ -14,7 +14,7 @@ from pipeline.formats.files import Table
 from pipeline.topics.client import Settings
 from pipeline.topics.reader import begin_offsets, end_offsets, offsets_at
 from training.masks import Masks, read_masks
-from training.topic import Ranges, main_lane, matches_of, read_blocks, read_table
+from training.topic import Ranges, as_json, main_lane, matches_of, read_blocks, read_table
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Reach:
     @property
     def source(self) -> dict[str, Any]:
         """What the manifest says of it."""
-        ranges = {str(partition): list(span) for partition, span in self.ranges.items()}
-        return {"topic": self.topic, "ranges": ranges, **self.masks.source}
+        return {"topic": self.topic, "ranges": as_json(self.ranges), **self.masks.source}
 
     def table(self) -> Table:
         """All rows of the main lane. Raises BadInput when nothing lies in the range."""

@@ -29,7 +29,7 @@ from training.masks import read_masks
 from training.recipe import FAMILIES, WITHOUT_TORCH, parse_recipe
 from training.sources import rows_that_fit
 from training.spool import Spool, spool
-from training.topic import matches_of, read_blocks
+from training.topic import as_json, matches_of, read_blocks
 
 log = logging.getLogger(__name__)
 
@@ -96,8 +96,8 @@ def _masks(
     for sentence in known.missing:
         log.warning("stream %s: %s", request.stream, sentence)
     source = {
-        "topic": request.topic, "ranges": {str(partition): list(span) for partition, span in request.ranges.items()},
-        "job": request.job_id, "reason": request.reason, **known.source,
+        "topic": request.topic, "ranges": as_json(request.ranges), "job": request.job_id, "reason": request.reason,
+        **known.source,
     }
     masked = laid.inside(known.masked(laid.devices), "masked")
     return masked, laid.inside(known.pardoned(), "pardoned"), source

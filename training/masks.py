@@ -19,7 +19,7 @@ from pipeline.topics.client import Settings
 from pipeline.topics.maintenance import read_plans
 from pipeline.topics.reader import begin_offsets, end_offsets, newest_by_key, partitions_of, read_range
 from training.data import Span
-from training.topic import Ranges
+from training.topic import Ranges, as_json
 
 
 class _Alert(msgspec.Struct, frozen=True, gc=False):
@@ -80,7 +80,7 @@ def read_masks(kafka: Kafka, stream: str) -> Masks:
     return Masks(
         stream, episodes(settings, kafka.topic("anomalies"), ranges, stream), frozenset(called_false(marks)),
         plans.wanted(),
-        {"anomalies": {str(partition): list(span) for partition, span in ranges.items()}, "maintenance": plans.end},
+        {"anomalies": as_json(ranges), "maintenance": plans.end},
         tuple(f"there is no topic {topic}, and no row is masked by it" for topic in missing))
 
 

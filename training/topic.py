@@ -25,6 +25,11 @@ Ranges = Mapping[int, tuple[int, int]]
 """Partition -> (first offset, offset after the last)."""
 
 
+def as_json(ranges: Ranges) -> dict[str, list[int]]:
+    """Ranges as a manifest holds them."""
+    return {str(partition): list(span) for partition, span in ranges.items()}
+
+
 def read_table(
     settings: Settings, topic: str, ranges: Ranges, contract: Contract, spec: Format, *,
     matches: Callable[[str], bool] | None = None, progress: Callable[[float], None] | None = None,
@@ -98,12 +103,7 @@ def _rows(
 
 def matches_of(stream: Stream) -> Callable[[str], bool] | None:
     """Whether a device belongs to the stream; None where all do."""
-    match = stream.match
-    if match.device_prefix is None and not match.devices:
-        return None
-    return lambda name: name in match.devices or (
-        match.device_prefix is not None and name.startswith(match.device_prefix)
-    )
+    return None if stream.match.takes_all else stream.match.takes
 
 
 def main_lane(table: Table) -> Table:

@@ -7,9 +7,8 @@ memory map, so data larger than memory costs a batch at a time.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
-from pipeline.core.windows import fill
+from pipeline.core.windows import every, fill
 
 
 @dataclass(frozen=True)
@@ -36,10 +35,7 @@ class Windows:
 
     def raw(self, which: np.ndarray | slice) -> np.ndarray:
         """(b, T, I) float32 with NaN where missing."""
-        row, value = self.rows.strides
-        shape = (max(0, len(self.rows) - self.length + 1), self.length, self.rows.shape[1])
-        every = as_strided(self.rows, shape, (row, row, value), writeable=False)    # (n-T+1,T,I), a view
-        return np.asarray(every[self.ends[which] - (self.length - 1)])
+        return np.asarray(every(self.rows, self.length)[self.ends[which] - (self.length - 1)])
 
     def inputs(self, which: np.ndarray | slice) -> np.ndarray:
         """(b, T, I) float32, filled: what the model sees."""

@@ -42,6 +42,13 @@ def run_lengths(device: np.ndarray, ts_ms: np.ndarray, max_gap_ms: int) -> np.nd
     return places - np.maximum.accumulate(np.where(fresh, places, 0)) + 1
 
 
+def every(values: np.ndarray, window: int) -> np.ndarray:
+    """All stretches of `window` rows, a view. (n, C) -> (max(0, n-T+1), T, C)."""
+    if len(values) < window:
+        return np.empty((0, window, values.shape[1]), dtype=values.dtype)
+    return sliding_window_view(values, window, axis=0).transpose(0, 2, 1)   # (n-T+1,C,T) -> (n-T+1,T,C)
+
+
 def sliding(values: np.ndarray, run: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:
     """Every whole window of the rows, one for each row that has `window` rows of its run up to itself.
 
@@ -49,9 +56,7 @@ def sliding(values: np.ndarray, run: np.ndarray, window: int) -> tuple[np.ndarra
     Returns (windows (m, T, C), a view; ends (m,) int64: the row that each window ends with). Windows are not filled.
     """
     ends = np.flatnonzero(run >= window)
-    if len(values) < window:
-        return np.empty((0, window, values.shape[1]), dtype=values.dtype), ends
-    view = sliding_window_view(values, window, axis=0).transpose(0, 2, 1)   # (n-T+1,C,T) -> (n-T+1,T,C)
+    view = every(values, window)
     if len(ends) == len(view):
         return view, ends
     return view[ends - window + 1], ends
@@ -64,7 +69,7 @@ def trailing(values: np.ndarray, age: np.ndarray, length: int, chunk: int = 1024
     Yields (slice of rows, (b, L, F) contiguous float32, oldest first).
     """
     padded = np.concatenate([np.zeros((length - 1, values.shape[1]), dtype=values.dtype), values])
-    view = sliding_window_view(padded, length, axis=0).transpose(0, 2, 1) if len(values) else padded[:0, None]
+    view = every(padded, length)
     lag = np.arange(length)[::-1]                                            # 0 for the newest row
     for start in range(0, len(values), chunk):
         rows = slice(start, min(start + chunk, len(values)))
