@@ -21,13 +21,12 @@ def main() -> None:
         for row in rng.normal(0, 1, (2000, 8)).round(4)
     ]
     producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 0, "enable.idempotence": True})
-    start, sent = time.monotonic(), 0
+    start, start_ms, sent = time.monotonic(), round(time.time() * 1000), 0
     while True:
         due = int((time.monotonic() - start) * rate)
-        now = round(time.time() * 1000)
         while sent < due:
-            device = sent % devices
-            value = f'{{"device":"d{device}","ts":{now},"values":{bodies[sent % 2000]}}}'
+            device, ts = sent % devices, start_ms + 1000 * sent // rate    # as due: no time of a device comes twice
+            value = f'{{"device":"d{device}","ts":{ts},"values":{bodies[sent % 2000]}}}'
             try:
                 producer.produce(topic, value, f"d{device}", partition=device % partitions)
             except BufferError:
